@@ -1,0 +1,1 @@
+"""One module per Lambda function; what they share is in `functions.shared`."""

@@ -1,0 +1,70 @@
+"""Accept: validate a broadcast request and turn it into everything the later states need."""
+
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from functions.shared import audiences, broadcasts, messages, settings
+from functions.shared.connections import epoch
+from functions.shared.errors import InvalidMessage
+from functions.shared.telemetry import logger, metrics, tracer
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The execution that broadcasts: its ARN and the epoch seconds of its start."""
+
+    id: str
+    started_at: float
+
+
+@cache
+def config() -> settings.Accept:
+    """Read on the first event and kept while the execution environment lives."""
+    return settings.load(settings.Accept)
+
+
+@logger.inject_lambda_context(clear_state=True)
+@metrics.log_metrics
+@tracer.capture_lambda_handler(capture_response=False, capture_error=False)
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """Answer {"accepted": true, ...} or {"accepted": false, "faults": [...]}.
+
+    `event` is {"request": the execution's input, "execution": {"id", "startTime"}}. A refusal is an answer,
+    not an error: nothing is retried, and the state machine fails the execution with the faults as its cause.
+    """
+    execution = Execution(event["execution"]["id"], epoch(event["execution"]["startTime"]))
+    try:
+        accepted = accept(event["request"], execution, config())
+    except InvalidMessage as refusal:
+        metrics.add_metric("BroadcastsRefused", "Count", 1)
+        logger.warning("broadcast refused", extra={"pointers": [fault.pointer for fault in refusal.faults]})
+        return {"accepted": False, "faults": [asdict(fault) for fault in refusal.faults]}
+    metrics.add_metric("BroadcastsAccepted", "Count", 1)
+    logger.info(
+        "broadcast accepted", extra={key: accepted[key] for key in ("messageId", "type", "audiences")}
+    )
+    return {"accepted": True, **accepted}
+
+
+def accept(request: Any, execution: Execution, using: settings.Accept) -> dict[str, Any]:
+    """The accepted broadcast: its id, envelope, audience keys, and the partitions to query and how.
+
+    The same execution always yields the same result, so a retried Accept changes nothing.
+    Raises `InvalidMessage` or `TooLarge` with every fault.
+    """
+    identifier = messages.message_id(execution.id, execution.started_at)
+    envelope = broadcasts.check(request, identifier, execution.started_at, using.roles)
+    target = request["target"]
+    return {
+        "messageId": request.get("id", identifier),
+        "type": request["type"],
+        "envelope": envelope,
+        "offline": request.get("offline", "fallback"),
+        "expiresAt": int(execution.started_at) + using.message_retention_seconds,
+        "audiences": audiences.audience_keys(target),
+        "partitions": audiences.partitions(target, using.audience_shards),
+        "queries": audiences.queries(target),
+    }

@@ -1,0 +1,75 @@
+"""`$connect`: admit a client whose token and user both hold, and store its connection."""
+
+import time
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from functions.shared import errors, settings, tokens
+from functions.shared.clients import client
+from functions.shared.connections import Connections, Users
+from functions.shared.telemetry import logger, metrics, tracer
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """What `admit` works with."""
+
+    settings: settings.Connect
+    verifier: tokens.Verifier
+    users: Users
+    connections: Connections
+
+
+@cache
+def dependencies() -> Dependencies:
+    """Built on the first event and kept while the execution environment lives."""
+    config = settings.load(settings.Connect)
+    return Dependencies(
+        config,
+        tokens.Verifier(config, client("secretsmanager")),
+        Users(client("dynamodb"), config.users_table),
+        Connections(client("dynamodb"), config.connections_table),
+    )
+
+
+@logger.inject_lambda_context(clear_state=True)
+@metrics.log_metrics
+@tracer.capture_lambda_handler(capture_response=False, capture_error=False)
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """Answer 200 and store a row, or answer 401 or 403 and store none; 500 when the answer is not known.
+
+    The refusal's reason is logged; the token never is.
+    """
+    connection_id = event["requestContext"]["connectionId"]
+    logger.append_keys(connectionId=connection_id)
+    if event["requestContext"]["eventType"] != "CONNECT":
+        return errors.misrouted()
+    try:
+        headers = admit(event, connection_id, dependencies())
+    except (errors.TokenRefused, errors.UserRefused) as refusal:
+        logger.warning("connection refused", extra={"reason": f"{type(refusal).__name__}: {refusal}"})
+        metrics.add_metric("ConnectionsRefused", "Count", 1)
+        return {"statusCode": refusal.status}
+    except Exception:
+        logger.exception("connection failed")
+        return {"statusCode": 500}
+    metrics.add_metric("ConnectionsOpened", "Count", 1)
+    return {"statusCode": 200, "headers": headers}
+
+
+def admit(event: dict[str, Any], connection_id: str, using: Dependencies) -> dict[str, str]:
+    """Store the connection of an admitted client and return the headers of the handshake's answer.
+
+    The row lives until the token expires or the connection's time to live ends, whichever comes first.
+    """
+    offer = tokens.find(event)
+    claims = using.verifier.verify(offer.token)
+    logger.append_keys(userId=claims.user_id)
+    user = using.users.active(claims.user_id)
+    now = time.time()
+    expires_at = min(claims.expires_at, int(now) + using.settings.connection_ttl_seconds)
+    using.connections.put(connection_id, user, now, expires_at, using.settings.audience_shards)
+    return {"Sec-WebSocket-Protocol": offer.subprotocol} if offer.subprotocol else {}

@@ -1,0 +1,101 @@
+"""Deliver: post one message to one batch of connections and say what became of each."""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from functions.shared import settings
+from functions.shared.clients import client, session
+from functions.shared.connections import Connections
+from functions.shared.gateway import Gateway, Posted, Recipient
+from functions.shared.telemetry import logger, metrics, tracer
+
+REPORT_MILLISECONDS = 4_000
+"""What an invocation keeps of its time for deleting rows and answering. Posts still unanswered by then are
+reported as failed rather than lost with the invocation."""
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """What `deliver` works with; the runner's one event loop lets HTTP connections outlive an invocation."""
+
+    gateway: Gateway
+    connections: Connections
+    runner: asyncio.Runner
+
+
+@cache
+def dependencies() -> Dependencies:
+    """Built on the first event and kept while the execution environment lives."""
+    config = settings.load(settings.Deliver)
+    return Dependencies(
+        Gateway(config.connections_endpoint, session(), config.post_concurrency),
+        Connections(client("dynamodb"), config.connections_table),
+        asyncio.Runner(),
+    )
+
+
+@logger.inject_lambda_context(clear_state=True)
+@metrics.log_metrics
+@tracer.capture_lambda_handler(capture_response=False, capture_error=False)
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """Answer a `delivery-result` for a `delivery-batch`: every connection delivered, gone or failed, once."""
+    started = time.monotonic()
+    seconds = (context.get_remaining_time_in_millis() - REPORT_MILLISECONDS) / 1000
+    posted = deliver(event, started + seconds, dependencies())
+    result = summarise(posted)
+    counts = {key: result[key] for key in ("delivered", "gone", "failed", "retries")}
+    for name, value in counts.items():
+        metrics.add_metric(name.capitalize(), MetricUnit.Count, value)
+    milliseconds = round((time.monotonic() - started) * 1000)
+    metrics.add_metric("DeliveryLatency", MetricUnit.Milliseconds, milliseconds)
+    logger.info(
+        "batch posted", extra={"messageId": event["messageId"], **counts, "milliseconds": milliseconds}
+    )
+    return result
+
+
+def deliver(batch: dict[str, Any], deadline: float, using: Dependencies) -> Posted:
+    """Post to every connection of a `delivery-batch` and forget those that are gone.
+
+    A connection that may still be in its handshake keeps its row: deleting it would leave a live client that
+    never hears again. A row that cannot be deleted costs a 410 next time, and nothing else.
+    """
+    recipients = [Recipient.parse(row) for row in batch["connections"]]
+    posted = using.runner.run(using.gateway.post(recipients, batch["envelope"].encode(), deadline))
+    gone = [who for who, outcome in posted.outcomes if outcome == "gone" and not who.in_handshake()]
+    if gone:
+        with ThreadPoolExecutor(max_workers=8) as threads:
+            for error in threads.map(lambda who: _forget(using.connections, who), gone):
+                if error:
+                    logger.warning("row of a gone connection kept", extra={"error": error})
+    return posted
+
+
+def summarise(posted: Posted) -> dict[str, Any]:
+    """The `delivery-result` of a posted batch."""
+    return {
+        "delivered": posted.count("delivered"),
+        "gone": posted.count("gone"),
+        "failed": posted.count("failed"),
+        "retries": posted.retries,
+        "undelivered": [
+            {"connectionId": who.connection_id, "userId": who.user_id, "reason": outcome}
+            for who, outcome in posted.outcomes
+            if outcome != "delivered"
+        ],
+    }
+
+
+def _forget(connections: Connections, who: Recipient) -> str | None:
+    try:
+        connections.delete(who.connection_id)
+    except Exception as error:  # the delivery stands, whatever the table says
+        return type(error).__name__
+    return None

@@ -1,0 +1,35 @@
+"""`$disconnect`: forget a connection that has closed.
+
+API Gateway calls it on a best-effort basis, so nothing depends on it: a row that stays behind is deleted
+by the first post that finds its connection gone, or by its ttl.
+"""
+
+from functools import cache
+from typing import Any
+
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from functions.shared import errors, settings
+from functions.shared.clients import client
+from functions.shared.connections import Connections
+from functions.shared.telemetry import logger, metrics, tracer
+
+
+@cache
+def connections() -> Connections:
+    """Built on the first event and kept while the execution environment lives."""
+    return Connections(client("dynamodb"), settings.load(settings.Disconnect).connections_table)
+
+
+@logger.inject_lambda_context(clear_state=True)
+@metrics.log_metrics
+@tracer.capture_lambda_handler(capture_response=False, capture_error=False)
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """Delete the connection's row. Answers 200; the client is gone and reads no answer."""
+    request = event["requestContext"]
+    if request["eventType"] != "DISCONNECT":
+        return errors.misrouted()
+    connections().delete(request["connectionId"])
+    metrics.add_metric("ConnectionsClosed", "Count", 1)
+    logger.info("disconnected", extra={"connectionId": request["connectionId"]})
+    return {"statusCode": 200}

@@ -1,0 +1,1 @@
+"""What the functions share. Nothing here imports from a handler."""

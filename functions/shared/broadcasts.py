@@ -1,0 +1,70 @@
+"""Checking broadcast requests, and starting the executions that carry them out."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from functions.shared import messages
+from functions.shared.errors import Conflict, Fault, InvalidMessage, TooLarge
+from functions.shared.settings import Roles
+from functions.shared.validation import validate
+
+
+def check(request: Any, identifier: str, sent_at: float, roles: Roles) -> str:
+    """The envelope of a broadcast request, once everything about the request holds.
+
+    `identifier` is the message's id when the request brings none; `sent_at` is in epoch seconds.
+    Raises `InvalidMessage` or `TooLarge` with every fault found.
+    """
+    validate("broadcast", request)
+    known = ", ".join(sorted(roles))
+    faults = [
+        Fault(f"/target/roles/{n}", "is not a role of this deployment", f"use one of {known}")
+        for n, role in enumerate(request["target"].get("roles", ()))
+        if role not in roles
+    ]
+    identifier = request.get("id", identifier)
+    if abs(messages.id_time(identifier) - sent_at) > messages.CLOCK_SKEW_SECONDS:
+        # It would lie out of reach of the overlap that a resume reads again.
+        problem = f"carries a time more than {messages.CLOCK_SKEW_SECONDS} s away from the broadcast's start"
+        faults.append(Fault("/id", problem, "make the id when starting the broadcast, or leave it out"))
+    if faults:
+        raise InvalidMessage(faults=faults)
+    envelope = messages.envelope(request, identifier, sent_at)
+    size = len(envelope.encode())
+    if size > messages.MAX_ENVELOPE_BYTES:
+        problem = f"makes the message {size} bytes, more than {messages.MAX_ENVELOPE_BYTES}"
+        raise TooLarge(faults=[Fault("/payload", problem, "send less, or a link to the rest")])
+    return envelope
+
+
+class Starter:
+    """Starts executions of the broadcast state machine."""
+
+    def __init__(self, stepfunctions: Any, state_machine_arn: str) -> None:
+        """`stepfunctions` is a low-level client."""
+        self._stepfunctions = stepfunctions
+        self._state_machine_arn = state_machine_arn
+
+    def start(self, name: str, request: Mapping[str, Any]) -> str:
+        """Start `request` (which carries its `id`) under an execution name and return the message's id.
+
+        A name that was used before starts nothing: when it was for the same request but for its id, the id of
+        that first message is returned; otherwise `Conflict` is raised. Step Functions remembers names for
+        90 days.
+        """
+        try:
+            self._stepfunctions.start_execution(
+                stateMachineArn=self._state_machine_arn, name=name, input=messages.serialise(request)
+            )
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ExecutionAlreadyExists":
+                raise
+            arn = self._state_machine_arn.replace(":stateMachine:", ":execution:") + f":{name}"
+            first = json.loads(self._stepfunctions.describe_execution(executionArn=arn)["input"])
+            if {**first, "id": None} != {**request, "id": None}:
+                raise Conflict from None
+            return str(first["id"])
+        return str(request["id"])

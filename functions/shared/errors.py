@@ -1,0 +1,149 @@
+"""Everything that can be refused, as one tree.
+
+    MusterError
+    ├── SettingsError            the function's environment is wrong
+    ├── TokenRefused             the handshake's or renewal's token does not hold
+    ├── UserRefused              the token holds, but its user may not connect
+    ├── UnknownConnection        the server holds no live row for this connection
+    ├── InvalidMessage           a client's frame or a broadcast request is malformed
+    │   ├── InvalidJson
+    │   ├── TooLarge
+    │   └── UnknownAction
+    ├── Forbidden                the sender's role may not do this
+    └── Conflict                 the same message id was used for a different message
+
+`reply` is the only place where an error becomes what a client reads; `status` answers a handshake.
+Clients get fixed sentences and faults about their own input; causes go to the log.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with an input.
+
+    `pointer` is the RFC 6901 JSON pointer of the value ("" is the whole input), `problem` says what is wrong
+    with it and `fix` what to send instead.
+    """
+
+    pointer: str
+    problem: str
+    fix: str
+
+
+class MusterError(Exception):
+    """Base of everything the functions refuse; `sentence` is safe to show to a client."""
+
+    code = "internal"
+    status = 500
+    sentence = "Something went wrong on the server; try again."
+
+    def __init__(self, detail: str = "", faults: Sequence[Fault] = ()) -> None:
+        super().__init__(detail or self.sentence)
+        self.faults = tuple(faults)
+
+
+class SettingsError(MusterError):
+    """The environment of the function misses values or holds unusable ones; the detail names them all."""
+
+
+class TokenRefused(MusterError):
+    """`reason` is one word for the log: missing, malformed, expired, signature, claims, algorithm or key."""
+
+    code = "token_invalid"
+    status = 401
+    sentence = "The token was refused; get a fresh one and try again."
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class UserRefused(MusterError):
+    """`reason` is one word for the log: unknown or inactive."""
+
+    code = "forbidden"
+    status = 403
+    sentence = "This user may not connect; ask an administrator."
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class UnknownConnection(MusterError):
+    """The connection's row is gone or has expired."""
+
+    code = "unknown_connection"
+    status = 410
+    sentence = "The server no longer knows this connection; reconnect with a valid token."
+
+
+class InvalidMessage(MusterError):
+    """The input breaks its schema; `faults` lists every break."""
+
+    code = "invalid_message"
+    status = 400
+    sentence = "The message does not follow its schema; see faults."
+
+
+class InvalidJson(InvalidMessage):
+    """The frame is not a JSON object."""
+
+    code = "invalid_json"
+    sentence = 'The message is not a JSON object; send {"action": ...} as text.'
+
+
+class TooLarge(InvalidMessage):
+    """The message cannot be carried in one frame."""
+
+    code = "too_large"
+    status = 413
+    sentence = "The message is too large; send less, or a link to the rest."
+
+
+class UnknownAction(InvalidMessage):
+    """The frame names no action that exists."""
+
+    code = "unknown_action"
+    sentence = "The action does not exist; see faults."
+
+
+class Forbidden(MusterError):
+    """The sender's role does not allow the action."""
+
+    code = "forbidden"
+    status = 403
+    sentence = "Your role may not do this; see faults."
+
+
+class Conflict(MusterError):
+    """The client used one message id for two different messages."""
+
+    code = "conflict"
+    status = 409
+    sentence = "A different message was already sent with this id; use a new id."
+
+
+def reply(error: Exception, reply_to: str | None) -> dict[str, Any]:
+    """The `server-error` message that answers the client message `reply_to` with `error`."""
+    shown = error if isinstance(error, MusterError) else MusterError()
+    message: dict[str, Any] = {
+        "type": "error",
+        "code": shown.code,
+        "message": shown.sentence,
+        "replyTo": reply_to,
+    }
+    if shown.faults:
+        message["faults"] = [asdict(fault) for fault in shown.faults]
+    return message
+
+
+def misrouted() -> dict[str, Any]:
+    """Answer a frame whose action is `$connect` or `$disconnect`: a message, not the event it names."""
+    refusal = UnknownAction(faults=[Fault("/action", "is reserved", "use one of the documented actions")])
+    return {"statusCode": 400, "body": json.dumps(reply(refusal, None))}

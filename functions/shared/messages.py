@@ -1,0 +1,153 @@
+"""Messages: their ids, the envelope that clients receive, and the queue from which they resume."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+from uuid import UUID
+
+from functions.shared.connections import Connection, iso
+
+MAX_ENVELOPE_BYTES = 30 * 1024
+"""One envelope must fit one WebSocket frame, which API Gateway limits to 32 KB, also inside a `resumed`
+message; the difference is room for that wrapper. [API Gateway WebSocket quotas]"""
+
+MAX_RESUMED_BYTES = 32_000
+"""A `resumed` message is one frame, kept under 32 KB however the K is read."""
+
+CLOCK_SKEW_SECONDS = 30
+"""How far two publishers' clocks, and the time from a message's id to its record, may lie apart. Ids outside
+it are refused, and a resume reads this much again before the last id seen."""
+
+RESUME_PAGE = 50
+"""Messages read per audience and resume: a few full frames' worth of ordinary messages."""
+
+
+def uuid7(epoch_seconds: float, entropy: bytes) -> str:
+    """A UUIDv7 [RFC 9562]: 48 bits of milliseconds, then bits of `entropy` (10 bytes or more)."""
+    milliseconds = int(epoch_seconds * 1000)
+    value = milliseconds << 80 | int.from_bytes(entropy[:10], "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return str(UUID(int=value))
+
+
+def message_id(execution_id: str, started_at: float) -> str:
+    """The id of the message that an execution broadcasts: the same however often it is asked for."""
+    return uuid7(started_at, sha256(execution_id.encode()).digest())
+
+
+def id_time(identifier: str) -> float:
+    """The epoch seconds that a UUIDv7 carries."""
+    return (UUID(identifier).int >> 80) / 1000
+
+
+def serialise(message: Mapping[str, Any]) -> str:
+    """A message as it travels: compact JSON in UTF-8, which keeps every script of the payload readable."""
+    return json.dumps(message, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def envelope(request: Mapping[str, Any], identifier: str, sent_at: float) -> str:
+    """The JSON text that every recipient gets for a valid broadcast request, byte for byte."""
+    message = {
+        "type": request["type"],
+        "id": identifier,
+        "sentAt": iso(sent_at),
+        "sender": request.get("sender", {"service": "unnamed"}),
+        "payload": request["payload"],
+    }
+    if "shelterId" in request:
+        message["shelterId"] = request["shelterId"]
+    return serialise(message)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Part of what a client missed: envelopes (JSON text), oldest first; no `cursor` means that was all."""
+
+    envelopes: Sequence[str]
+    cursor: str | None
+
+
+class Queue:
+    """Reads the `messages` table: what was said to an audience while somebody was away."""
+
+    def __init__(self, dynamodb: Any, table: str) -> None:
+        """`dynamodb` is a low-level client."""
+        self._dynamodb = dynamodb
+        self._table = table
+
+    def missed(self, connection: Connection, after: str | None, cursor: str | None, room: int) -> Page:
+        """What the connection's audiences were told after the id `after`, or from `cursor` on.
+
+        Oldest first, each id once, at most `room` bytes of envelopes (at least one envelope, so that a
+        client always gets on). With `after`, the CLOCK_SKEW_SECONDS before it are read again, because a
+        message with an older id may have been recorded later; a client drops the ids it has seen.
+        With neither, everything that is retained.
+        """
+        start = cursor or (_id_before(after) if after else "")
+        found: dict[str, str] = {}
+        horizon: str | None = None
+        for audience in audiences_of(connection):
+            items, more = self._since(audience, start)
+            found.update(items)
+            if more:
+                # Beyond the last id read here, another audience's later ids must wait their turn.
+                last = items[-1][0]
+                horizon = last if horizon is None else min(horizon, last)
+        taken: list[str] = []
+        last_taken, complete = start, True
+        for identifier in sorted(found):
+            size = len(found[identifier].encode()) + 1
+            if (horizon and identifier > horizon) or (taken and size > room):
+                complete = False
+                break
+            room -= size
+            taken.append(found[identifier])
+            last_taken = identifier
+        return Page(taken, None if complete and horizon is None else last_taken)
+
+    def _since(self, audience: str, start: str) -> tuple[list[tuple[str, str]], bool]:
+        """The (id, envelope) pairs of an audience after the id `start`, and whether there are more."""
+        items: list[tuple[str, str]] = []
+        pages = self._pages(audience, start)
+        for page in pages:
+            items += [(item["messageId"]["S"], item["envelope"]["S"]) for item in page["Items"]]
+            more = "LastEvaluatedKey" in page
+            # A page may hold only expired rows; read on until there is something to give.
+            if items or not more:
+                return items, more
+        return items, False
+
+    def _pages(self, audience: str, start: str) -> Iterator[dict[str, Any]]:
+        arguments: dict[str, Any] = {
+            "TableName": self._table,
+            "KeyConditionExpression": "audience = :audience AND messageId > :start",
+            "FilterExpression": "#ttl > :now",
+            "ExpressionAttributeNames": {"#ttl": "ttl"},
+            "ExpressionAttributeValues": {
+                ":audience": {"S": audience},
+                ":start": {"S": start or "0"},
+                ":now": {"N": str(int(time.time()))},
+            },
+            "Limit": RESUME_PAGE,
+            "ConsistentRead": True,
+        }
+        while True:
+            page = self._dynamodb.query(**arguments)
+            yield page
+            if "LastEvaluatedKey" not in page:
+                return
+            arguments["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+
+
+def audiences_of(connection: Connection) -> list[str]:
+    """The audience keys whose messages reach this connection."""
+    keys = ["all", f"role#{connection.role}", f"user#{connection.user_id}"]
+    return [*keys, f"shelter#{connection.shelter_id}"] if connection.shelter_id else keys
+
+
+def _id_before(identifier: str) -> str:
+    return uuid7(id_time(identifier) - CLOCK_SKEW_SECONDS, bytes(10))

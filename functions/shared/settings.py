@@ -1,0 +1,159 @@
+"""The functions' configuration: one frozen dataclass each, read from the environment that Terraform sets.
+
+A field `connections_table` is the variable CONNECTIONS_TABLE. `load` reports every missing or bad variable
+in a single `SettingsError`, so that one look at the log is enough to mend a deployment.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, TypeVar, get_type_hints
+
+from functions.shared.errors import SettingsError
+
+HMAC_ALGORITHMS = frozenset({"HS256", "HS384", "HS512"})
+KEY_PAIR_ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "ES256", "ES384", "ES512"})
+
+
+@dataclass(frozen=True)
+class Permission:
+    """What a role may send; `own_shelter_only` limits shelter updates to the sender's own shelter."""
+
+    actions: frozenset[str]
+    own_shelter_only: bool
+
+
+T = TypeVar("T")
+
+Roles = Mapping[str, Permission]
+Algorithms = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jwt:
+    """How tokens are verified. Exactly one key source is set: a secret (HMAC) or a JWKS URL (key pairs)."""
+
+    jwt_algorithms: Algorithms
+    jwt_issuer: str
+    jwt_audience: str
+    jwt_secret_arn: str | None = None
+    jwt_jwks_url: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse mixed algorithm families: an HMAC keyed with a public key must never verify."""
+        algorithms = set(self.jwt_algorithms)
+        hmac, key_pair = algorithms <= HMAC_ALGORITHMS, algorithms <= KEY_PAIR_ALGORITHMS
+        if not algorithms or not (hmac or key_pair):
+            raise ValueError("JWT_ALGORITHMS must be all of HS*, or all of RS* and ES*")
+        if hmac and not (self.jwt_secret_arn and not self.jwt_jwks_url):
+            raise ValueError("HS* algorithms take JWT_SECRET_ARN and no JWT_JWKS_URL")
+        if key_pair and not (self.jwt_jwks_url and not self.jwt_secret_arn):
+            raise ValueError("RS* and ES* algorithms take JWT_JWKS_URL and no JWT_SECRET_ARN")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connect(Jwt):
+    """Settings of `connect`."""
+
+    connections_table: str
+    users_table: str
+    connection_ttl_seconds: int
+    audience_shards: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disconnect:
+    """Settings of `disconnect`."""
+
+    connections_table: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Default(Jwt):
+    """Settings of `default`."""
+
+    connections_table: str
+    users_table: str
+    messages_table: str
+    connections_endpoint: str
+    broadcast_state_machine_arn: str
+    roles: Roles
+    connection_ttl_seconds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accept:
+    """Settings of `accept`."""
+
+    roles: Roles
+    audience_shards: int
+    message_retention_seconds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deliver:
+    """Settings of `deliver`; `post_concurrency` is the number of posts in flight within one invocation."""
+
+    connections_table: str
+    connections_endpoint: str
+    post_concurrency: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offline:
+    """Settings of `offline`."""
+
+    connections_table: str
+    users_table: str
+    messages_table: str
+    offline_topic_arn: str
+    message_retention_seconds: int
+
+
+def load(kind: type[T], environ: Mapping[str, str] = os.environ) -> T:
+    """The settings of `kind` from `environ`.
+
+    Raises `SettingsError` whose text names every variable that is missing or unusable, and why.
+    """
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for field in fields(kind):  # type: ignore[arg-type]  # every kind is a dataclass
+        variable = field.name.upper()
+        text = environ.get(variable, "")
+        if not text:
+            if field.default is MISSING:
+                problems.append(f"{variable} is not set")
+            continue
+        try:
+            values[field.name] = PARSERS.get(hints[field.name], str)(text)
+        except (ValueError, TypeError, KeyError) as error:
+            problems.append(f"{variable}: {error}")
+    if not problems:
+        try:
+            return kind(**values)
+        except ValueError as error:
+            problems.append(str(error))
+    raise SettingsError(f"{kind.__name__} settings: " + "; ".join(problems))
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(f"must be 1 or more, not {number}")
+    return number
+
+
+def _roles(text: str) -> Roles:
+    return {
+        role: Permission(frozenset(entry["actions"]), bool(entry.get("own_shelter_only", False)))
+        for role, entry in json.loads(text).items()
+    }
+
+
+def _algorithms(text: str) -> Algorithms:
+    return tuple(part.strip() for part in text.split(","))
+
+
+PARSERS: dict[Any, Callable[[str], Any]] = {int: _positive, Roles: _roles, Algorithms: _algorithms}
