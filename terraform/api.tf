@@ -1,0 +1,138 @@
+locals {
+  # Route key -> the function that answers it. `replies` sends the function's answer back to the client.
+  routes = {
+    "$connect"    = { function = "connect", replies = false }
+    "$disconnect" = { function = "disconnect", replies = false }
+    "$default"    = { function = "default", replies = true }
+  }
+  replying_routes = { for key, route in local.routes : key => route if route.replies }
+
+  execute_api_url = (
+    var.execute_api_url == null
+    ? replace(aws_apigatewayv2_api.this.api_endpoint, "/^ws/", "http")
+    : replace(var.execute_api_url, "{api_id}", aws_apigatewayv2_api.this.id)
+  )
+  connections_endpoint = "${local.execute_api_url}/${var.stage_name}"
+  stage_execution_arn  = "${aws_apigatewayv2_api.this.execution_arn}/${var.stage_name}"
+
+  # Whatever a deployment takes a copy of. Named one by one: a whole resource holds computed values, whose drift
+  # would redeploy for nothing.
+  deployed = {
+    route_selection_expression = aws_apigatewayv2_api.this.route_selection_expression
+    routes = {
+      for key, route in aws_apigatewayv2_route.this :
+      key => [route.id, route.target, route.route_response_selection_expression]
+    }
+    integrations = {
+      for key, integration in aws_apigatewayv2_integration.this :
+      key => [integration.id, integration.integration_type, integration.integration_uri]
+    }
+    route_responses = { for key, response in aws_apigatewayv2_route_response.this : key => response.id }
+  }
+}
+
+resource "aws_apigatewayv2_api" "this" {
+  name                       = var.name_prefix
+  description                = "Muster: broadcasts to connected clients, and their messages."
+  protocol_type              = "WEBSOCKET"
+  route_selection_expression = "$request.body.action"
+  tags                       = var.tags
+}
+
+resource "aws_apigatewayv2_integration" "this" {
+  for_each = local.routes
+
+  api_id             = aws_apigatewayv2_api.this.id
+  integration_type   = "AWS_PROXY"
+  integration_method = "POST"
+  integration_uri    = module.function[each.value.function].invoke_arn
+}
+
+# Without a route response selection expression and a route response, AWS drops the function's reply.
+resource "aws_apigatewayv2_route" "this" {
+  for_each = local.routes
+
+  api_id                              = aws_apigatewayv2_api.this.id
+  route_key                           = each.key
+  target                              = "integrations/${aws_apigatewayv2_integration.this[each.key].id}"
+  route_response_selection_expression = each.value.replies ? "$default" : null
+}
+
+resource "aws_apigatewayv2_route_response" "this" {
+  for_each = local.replying_routes
+
+  api_id             = aws_apigatewayv2_api.this.id
+  route_id           = aws_apigatewayv2_route.this[each.key].id
+  route_response_key = "$default"
+}
+
+resource "aws_lambda_permission" "route" {
+  for_each = local.routes
+
+  statement_id  = "WebSocketRoute-${replace(each.key, "/[^A-Za-z0-9_-]/", "")}"
+  action        = "lambda:InvokeFunction"
+  function_name = module.function[each.value.function].name
+  principal     = "apigateway.amazonaws.com"
+  source_arn    = "${local.stage_execution_arn}/${each.key}"
+}
+
+# A stage serves what was deployed last: changes reach clients only through a new deployment.
+resource "aws_apigatewayv2_deployment" "this" {
+  api_id = aws_apigatewayv2_api.this.id
+
+  triggers = {
+    deployed = sha1(jsonencode(local.deployed))
+  }
+
+  lifecycle {
+    create_before_destroy = true
+  }
+}
+
+resource "aws_cloudwatch_log_group" "access" {
+  count = var.access_logs ? 1 : 0
+
+  name              = "/aws/apigateway/${var.name_prefix}"
+  retention_in_days = var.log_retention_days
+  tags              = var.tags
+}
+
+# X-Ray is not offered on WebSocket stages: traces start in the functions.
+resource "aws_apigatewayv2_stage" "this" {
+  api_id        = aws_apigatewayv2_api.this.id
+  name          = var.stage_name
+  deployment_id = aws_apigatewayv2_deployment.this.id
+  tags          = var.tags
+
+  default_route_settings {
+    throttling_rate_limit    = var.throttling_rate_limit
+    throttling_burst_limit   = var.throttling_burst_limit
+    detailed_metrics_enabled = true
+    # Execution logs would hold the query string, and with it the token.
+    logging_level      = "OFF"
+    data_trace_enabled = false
+  }
+
+  dynamic "access_log_settings" {
+    for_each = aws_cloudwatch_log_group.access
+
+    content {
+      destination_arn = access_log_settings.value.arn
+      # No field here can carry the query string, a header or a body.
+      format = jsonencode({
+        requestId          = "$context.requestId"
+        requestTime        = "$context.requestTime"
+        connectionId       = "$context.connectionId"
+        eventType          = "$context.eventType"
+        routeKey           = "$context.routeKey"
+        status             = "$context.status"
+        error              = "$context.error.message"
+        integrationStatus  = "$context.integration.status"
+        integrationLatency = "$context.integrationLatency"
+        sourceIp           = "$context.identity.sourceIp"
+      })
+    }
+  }
+
+  depends_on = [aws_lambda_permission.route]
+}

@@ -1,0 +1,135 @@
+locals {
+  tables_environment = { for name, table in aws_dynamodb_table.this : name => { "${upper(name)}_TABLE" = table.name } }
+  table_arns         = { for name, table in aws_dynamodb_table.this : name => table.arn }
+
+  # Each function is functions/<name>.py. `statements` is all that it may do beside logging and tracing.
+  functions = {
+    connect = {
+      description     = "Verifies the token and stores the connection."
+      timeout_seconds = 10
+      memory_mb       = var.lambda_memory_mb
+      environment = merge(
+        local.tables_environment.connections,
+        local.tables_environment.users,
+        local.jwt_environment,
+        {
+          AUDIENCE_SHARDS        = var.audience_shards
+          CONNECTION_TTL_SECONDS = var.connection_ttl_seconds
+        },
+      )
+      statements = concat(local.jwt_statements, [
+        { actions = ["dynamodb:GetItem"], resources = [local.table_arns.users] },
+        { actions = ["dynamodb:PutItem"], resources = [local.table_arns.connections] },
+      ])
+    }
+    disconnect = {
+      description     = "Deletes the connection."
+      timeout_seconds = 10
+      memory_mb       = var.lambda_memory_mb
+      environment     = local.tables_environment.connections
+      statements = [
+        { actions = ["dynamodb:DeleteItem"], resources = [local.table_arns.connections] },
+      ]
+    }
+    default = {
+      description     = "Answers a client's message."
+      timeout_seconds = 10
+      memory_mb       = var.lambda_memory_mb
+      environment = merge(
+        local.tables_environment.connections,
+        local.tables_environment.messages,
+        local.tables_environment.users,
+        local.jwt_environment,
+        {
+          BROADCAST_STATE_MACHINE_ARN = local.state_machine_arns.broadcast
+          CONNECTIONS_ENDPOINT        = local.connections_endpoint
+          CONNECTION_TTL_SECONDS      = var.connection_ttl_seconds
+          ROLES                       = jsonencode(var.roles)
+        },
+      )
+      statements = concat(local.jwt_statements, local.broadcast_statements, [
+        {
+          actions   = ["dynamodb:UpdateItem"]
+          resources = [local.table_arns.connections]
+        },
+        { actions = ["dynamodb:GetItem"], resources = [local.table_arns.users] },
+        { actions = ["dynamodb:Query"], resources = [local.table_arns.messages] },
+        {
+          actions   = ["execute-api:ManageConnections"]
+          resources = [for method in ["DELETE", "POST"] : "${local.stage_execution_arn}/${method}/@connections/*"]
+        },
+      ])
+    }
+    accept = {
+      description     = "Validates a broadcast and plans its fan-out."
+      timeout_seconds = 10
+      memory_mb       = var.lambda_memory_mb
+      environment = {
+        AUDIENCE_SHARDS           = var.audience_shards
+        MESSAGE_RETENTION_SECONDS = local.message_retention_seconds
+        ROLES                     = jsonencode(var.roles)
+      }
+      statements = []
+    }
+    deliver = {
+      description     = "Posts a message to a batch of connections."
+      timeout_seconds = 30
+      memory_mb       = 1769 # one whole vCPU: signing and TLS are what it spends its time on
+      environment = merge(local.tables_environment.connections, {
+        CONNECTIONS_ENDPOINT = local.connections_endpoint
+        POST_CONCURRENCY     = var.post_concurrency
+      })
+      statements = [
+        { actions = ["dynamodb:DeleteItem"], resources = [local.table_arns.connections] },
+        {
+          actions   = ["execute-api:ManageConnections"]
+          resources = ["${local.stage_execution_arn}/POST/@connections/*"]
+        },
+      ]
+    }
+    offline = {
+      description     = "Hands the users that were not reached over to SNS."
+      timeout_seconds = 30
+      memory_mb       = var.lambda_memory_mb
+      environment = merge(
+        local.tables_environment.connections,
+        local.tables_environment.messages,
+        local.tables_environment.users,
+        {
+          MESSAGE_RETENTION_SECONDS = local.message_retention_seconds
+          OFFLINE_TOPIC_ARN         = aws_sns_topic.offline.arn
+        },
+      )
+      statements = [
+        { actions = ["dynamodb:BatchGetItem"], resources = [local.table_arns.users] },
+        { actions = ["dynamodb:Query"], resources = ["${local.table_arns.connections}/index/UserIndex"] },
+        { actions = ["dynamodb:UpdateItem"], resources = [local.table_arns.messages] },
+        { actions = ["sns:Publish"], resources = [aws_sns_topic.offline.arn] },
+      ]
+    }
+  }
+}
+
+module "function" {
+  source   = "./modules/function"
+  for_each = local.functions
+
+  name               = "${var.name_prefix}-${each.key}"
+  description        = each.value.description
+  handler            = "functions.${each.key}.handler"
+  bundle             = local.functions_zip
+  layers             = [aws_lambda_layer_version.dependencies.arn]
+  runtime            = var.lambda_runtime
+  architecture       = var.lambda_architecture
+  memory_mb          = each.value.memory_mb
+  timeout_seconds    = each.value.timeout_seconds
+  statements         = each.value.statements
+  log_retention_days = var.log_retention_days
+  tags               = var.tags
+
+  environment = merge(each.value.environment, {
+    POWERTOOLS_LOG_LEVEL         = var.log_level
+    POWERTOOLS_METRICS_NAMESPACE = "Muster"
+    POWERTOOLS_SERVICE_NAME      = "muster"
+  })
+}

@@ -1,0 +1,66 @@
+locals {
+  # X-Ray's actions take no resource.
+  telemetry = [
+    { actions = ["logs:CreateLogStream", "logs:PutLogEvents"], resources = ["${aws_cloudwatch_log_group.this.arn}:*"] },
+    { actions = ["xray:PutTelemetryRecords", "xray:PutTraceSegments"], resources = ["*"] },
+  ]
+}
+
+resource "aws_cloudwatch_log_group" "this" {
+  name              = "/aws/lambda/${var.name}"
+  retention_in_days = var.log_retention_days
+  tags              = var.tags
+}
+
+resource "aws_iam_role" "this" {
+  name_prefix = "${var.name}-"
+  description = "Function ${var.name}"
+  tags        = var.tags
+
+  assume_role_policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [{
+      Effect    = "Allow"
+      Principal = { Service = "lambda.amazonaws.com" }
+      Action    = "sts:AssumeRole"
+    }]
+  })
+}
+
+resource "aws_iam_role_policy" "this" {
+  name = "permissions"
+  role = aws_iam_role.this.id
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [
+      for statement in concat(var.statements, local.telemetry) :
+      { Effect = "Allow", Action = statement.actions, Resource = statement.resources }
+    ]
+  })
+}
+
+resource "aws_lambda_function" "this" {
+  function_name    = var.name
+  description      = var.description
+  role             = aws_iam_role.this.arn
+  handler          = var.handler
+  filename         = var.bundle
+  source_code_hash = fileexists(var.bundle) ? filebase64sha256(var.bundle) : null
+  layers           = var.layers
+  runtime          = var.runtime
+  architectures    = [var.architecture]
+  memory_size      = var.memory_mb
+  timeout          = var.timeout_seconds
+  tags             = var.tags
+
+  environment {
+    variables = var.environment
+  }
+
+  tracing_config {
+    mode = "Active"
+  }
+
+  # Lambda would make a log group without retention, and the first invocation may come at once.
+  depends_on = [aws_cloudwatch_log_group.this, aws_iam_role_policy.this]
+}

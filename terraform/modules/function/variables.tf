@@ -1,0 +1,67 @@
+variable "name" {
+  description = "Name of the function; its role and log group are named after it."
+  type        = string
+}
+
+variable "description" {
+  description = "What the function does, in one sentence."
+  type        = string
+}
+
+variable "handler" {
+  description = "Dotted path of the handler within the bundle."
+  type        = string
+}
+
+variable "bundle" {
+  description = "Path of the zip file with the function's code."
+  type        = string
+}
+
+variable "layers" {
+  description = "ARNs of the layer versions that the function imports from."
+  type        = list(string)
+}
+
+variable "runtime" {
+  description = "Lambda runtime."
+  type        = string
+}
+
+variable "architecture" {
+  description = "Instruction set: arm64 or x86_64."
+  type        = string
+}
+
+variable "memory_mb" {
+  description = "Memory in MB; the share of a CPU grows with it, 1,769 MB being one."
+  type        = number
+}
+
+variable "timeout_seconds" {
+  description = "Longest run of one invocation, in seconds."
+  type        = number
+}
+
+variable "environment" {
+  description = "Environment variables."
+  type        = map(string)
+}
+
+variable "statements" {
+  description = "What the function may do beside writing its own logs and traces."
+  type = list(object({
+    actions   = list(string)
+    resources = list(string)
+  }))
+}
+
+variable "log_retention_days" {
+  description = "Days for which the log group keeps its events."
+  type        = number
+}
+
+variable "tags" {
+  description = "Tags of the function, its role and its log group."
+  type        = map(string)
+}

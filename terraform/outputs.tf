@@ -1,0 +1,97 @@
+# ---- For clients ---------------------------------------------------------------------------------------------
+
+output "websocket_url" {
+  description = "Address that clients open, with their token."
+  value       = replace(local.connections_endpoint, "/^http/", "ws")
+  depends_on  = [aws_apigatewayv2_stage.this]
+}
+
+output "jwt_secret_arn" {
+  description = "Secret that signs tokens; null where tokens are verified by jwt.jwks_url."
+  value       = local.jwt_secret_arn
+}
+
+output "jwt_issuer" {
+  description = "The `iss` that a token must have."
+  value       = var.jwt.issuer
+}
+
+output "jwt_audience" {
+  description = "The `aud` that a token must have."
+  value       = var.jwt.audience
+}
+
+# ---- For services --------------------------------------------------------------------------------------------
+
+output "broadcast_state_machine_arn" {
+  description = "State machine that a service starts to broadcast."
+  value       = aws_sfn_state_machine.this["broadcast"].arn
+}
+
+output "publisher_policy_json" {
+  description = "IAM policy document that lets a service start broadcasts and follow them."
+  value       = jsonencode(local.publisher_policy)
+}
+
+output "offline_topic_arn" {
+  description = "Topic of everything that no open connection took."
+  value       = aws_sns_topic.offline.arn
+}
+
+output "offline_queue_url" {
+  description = "Queue subscribed to the offline topic."
+  value       = aws_sqs_queue.offline.url
+}
+
+output "offline_queue_arn" {
+  description = "Queue subscribed to the offline topic."
+  value       = aws_sqs_queue.offline.arn
+}
+
+# ---- For operators -------------------------------------------------------------------------------------------
+
+output "region" {
+  description = "Region of everything here."
+  value       = local.region
+}
+
+output "connections_endpoint" {
+  description = "Endpoint of the API Gateway management API, which posts to and closes connections."
+  value       = local.connections_endpoint
+  depends_on  = [aws_apigatewayv2_stage.this]
+}
+
+output "fanout_state_machine_arn" {
+  description = "State machine that reaches one partition of an audience; broadcast starts it."
+  value       = aws_sfn_state_machine.this["fanout"].arn
+}
+
+output "connections_table" {
+  description = "Name of the table of open connections."
+  value       = aws_dynamodb_table.this["connections"].name
+}
+
+output "users_table" {
+  description = "Name of the table of users, which $connect reads."
+  value       = aws_dynamodb_table.this["users"].name
+}
+
+output "messages_table" {
+  description = "Name of the table of messages kept for resume."
+  value       = aws_dynamodb_table.this["messages"].name
+}
+
+output "shelters_table" {
+  description = "Name of the table of shelters."
+  value       = aws_dynamodb_table.this["shelters"].name
+}
+
+output "function_names" {
+  description = "Each function's name on Lambda."
+  value       = { for name, function in module.function : name => function.name }
+}
+
+output "log_groups" {
+  description = "Each function's log group."
+  value       = { for name, function in module.function : name => function.log_group }
+}

@@ -1,0 +1,19 @@
+locals {
+  # Start a broadcast, and follow those that were started. default has these, and so does whoever attaches
+  # the output publisher_policy_json.
+  broadcast_statements = [
+    { actions = ["states:StartExecution"], resources = [local.state_machine_arns.broadcast] },
+    {
+      actions   = ["states:DescribeExecution"]
+      resources = ["${replace(local.state_machine_arns.broadcast, ":stateMachine:", ":execution:")}:*"]
+    },
+  ]
+
+  publisher_policy = {
+    Version = "2012-10-17"
+    Statement = [
+      for statement in local.broadcast_statements :
+      { Effect = "Allow", Action = statement.actions, Resource = statement.resources }
+    ]
+  }
+}

@@ -1,0 +1,131 @@
+locals {
+  # Each machine is statemachines/<name>.asl.json, whose template variables are `variables`.
+  state_machines = {
+    broadcast = {
+      type = "STANDARD"
+      variables = {
+        accept_arn            = module.function["accept"].arn
+        fanout_arn            = local.state_machine_arns.fanout
+        messages_table        = aws_dynamodb_table.this["messages"].name
+        topic_arn             = aws_sns_topic.offline.arn
+        partition_concurrency = var.partition_concurrency
+      }
+      statements = [
+        { actions = ["lambda:InvokeFunction"], resources = [module.function["accept"].arn] },
+        { actions = ["dynamodb:PutItem"], resources = [aws_dynamodb_table.this["messages"].arn] },
+        { actions = ["states:StartSyncExecution"], resources = [local.state_machine_arns.fanout] },
+        { actions = ["sns:Publish"], resources = [aws_sns_topic.offline.arn] },
+      ]
+    }
+    fanout = {
+      type = "EXPRESS"
+      variables = {
+        deliver_arn       = module.function["deliver"].arn
+        offline_arn       = module.function["offline"].arn
+        connections_table = aws_dynamodb_table.this["connections"].name
+        topic_arn         = aws_sns_topic.offline.arn
+        page_size         = var.page_size
+        batch_size        = var.batch_size
+        batch_concurrency = var.batch_concurrency
+      }
+      statements = [
+        {
+          actions   = ["dynamodb:Query"]
+          resources = [for index in keys(local.tables.connections.indexes) : "${aws_dynamodb_table.this["connections"].arn}/index/${index}"]
+        },
+        { actions = ["lambda:InvokeFunction"], resources = [module.function["deliver"].arn, module.function["offline"].arn] },
+        { actions = ["sns:Publish"], resources = [aws_sns_topic.offline.arn] },
+      ]
+    }
+  }
+
+  # What Step Functions asks of a machine's role before it delivers logs and traces; none can be narrowed to a resource.
+  state_machine_telemetry = {
+    actions = [
+      "logs:CreateLogDelivery",
+      "logs:DeleteLogDelivery",
+      "logs:DescribeLogGroups",
+      "logs:DescribeResourcePolicies",
+      "logs:GetLogDelivery",
+      "logs:ListLogDeliveries",
+      "logs:PutResourcePolicy",
+      "logs:UpdateLogDelivery",
+      "xray:GetSamplingRules",
+      "xray:GetSamplingTargets",
+      "xray:PutTelemetryRecords",
+      "xray:PutTraceSegments",
+    ]
+    resources = ["*"]
+  }
+}
+
+# Log groups under /aws/vendedlogs/ do not count against the size of the account's log resource policy.
+resource "aws_cloudwatch_log_group" "state_machine" {
+  for_each = local.state_machines
+
+  name              = "/aws/vendedlogs/states/${var.name_prefix}-${each.key}"
+  retention_in_days = var.log_retention_days
+  tags              = var.tags
+}
+
+resource "aws_iam_role" "state_machine" {
+  for_each = local.state_machines
+
+  name_prefix = "${var.name_prefix}-${each.key}-"
+  description = "State machine ${var.name_prefix}-${each.key}"
+  tags        = var.tags
+
+  assume_role_policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [{
+      Effect    = "Allow"
+      Principal = { Service = "states.amazonaws.com" }
+      Action    = "sts:AssumeRole"
+      Condition = { ArnEquals = { "aws:SourceArn" = local.state_machine_arns[each.key] } }
+    }]
+  })
+}
+
+resource "aws_iam_role_policy" "state_machine" {
+  for_each = local.state_machines
+
+  name = "permissions"
+  role = aws_iam_role.state_machine[each.key].id
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [
+      for statement in concat(each.value.statements, [local.state_machine_telemetry]) :
+      { Effect = "Allow", Action = statement.actions, Resource = statement.resources }
+    ]
+  })
+}
+
+resource "aws_sfn_state_machine" "this" {
+  for_each = local.state_machines
+
+  name     = "${var.name_prefix}-${each.key}"
+  type     = each.value.type
+  role_arn = aws_iam_role.state_machine[each.key].arn
+  # Decoded and encoded again, so that bad JSON fails the plan.
+  definition = jsonencode(jsondecode(templatefile("${path.module}/../statemachines/${each.key}.asl.json", each.value.variables)))
+  tags       = var.tags
+
+  # MiniStack forgets this setting, which would show as a change in every plan; no endpoint but AWS has X-Ray anyway.
+  dynamic "tracing_configuration" {
+    for_each = var.execute_api_url == null ? [true] : []
+
+    content {
+      enabled = tracing_configuration.value
+    }
+  }
+
+  # Without execution data: payloads never reach a log.
+  logging_configuration {
+    level                  = "ERROR"
+    include_execution_data = false
+    log_destination        = "${aws_cloudwatch_log_group.state_machine[each.key].arn}:*"
+  }
+
+  # Step Functions refuses a machine whose role may not deliver its logs.
+  depends_on = [aws_iam_role_policy.state_machine]
+}

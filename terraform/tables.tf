@@ -1,0 +1,89 @@
+locals {
+  # What fanout reads of a connection; each index leaves out its own key, which it always projects.
+  fanout_attributes = ["connectedAt", "role", "shelterId", "ttl", "userId"]
+
+  # Every key attribute is a string. An index without `projection` projects the attributes that fanout reads.
+  tables = {
+    connections = {
+      hash_key = "connectionId"
+      expires  = true
+      indexes = {
+        UserIndex    = { hash_key = "userId", projection = "ALL" }
+        RoleIndex    = { hash_key = "roleShard" }
+        ShelterIndex = { hash_key = "shelterId" } # sparse: not every user has a shelter
+        AllIndex     = { hash_key = "shard" }
+      }
+    }
+    users = {
+      hash_key = "userId"
+    }
+    messages = {
+      hash_key  = "audience"
+      range_key = "messageId"
+      expires   = true
+    }
+    shelters = {
+      hash_key         = "shelterId"
+      stream_view_type = "NEW_AND_OLD_IMAGES"
+    }
+  }
+}
+
+resource "aws_dynamodb_table" "this" {
+  for_each = local.tables
+
+  name             = "${var.name_prefix}-${each.key}"
+  billing_mode     = "PAY_PER_REQUEST"
+  hash_key         = each.value.hash_key
+  range_key        = try(each.value.range_key, null)
+  stream_enabled   = can(each.value.stream_view_type)
+  stream_view_type = try(each.value.stream_view_type, null)
+  tags             = var.tags
+
+  dynamic "attribute" {
+    for_each = toset(concat(
+      [each.value.hash_key],
+      compact([try(each.value.range_key, null)]),
+      [for index in try(each.value.indexes, {}) : index.hash_key],
+    ))
+
+    content {
+      name = attribute.value
+      type = "S"
+    }
+  }
+
+  dynamic "global_secondary_index" {
+    for_each = try(each.value.indexes, {})
+
+    content {
+      name            = global_secondary_index.key
+      hash_key        = global_secondary_index.value.hash_key
+      projection_type = try(global_secondary_index.value.projection, "INCLUDE")
+      non_key_attributes = (
+        can(global_secondary_index.value.projection)
+        ? null
+        : setsubtract(local.fanout_attributes, [global_secondary_index.value.hash_key])
+      )
+    }
+  }
+
+  # DynamoDB deletes an expired item up to two days late: readers filter on ttl as well.
+  dynamic "ttl" {
+    for_each = can(each.value.expires) ? ["ttl"] : []
+
+    content {
+      attribute_name = ttl.value
+      enabled        = true
+    }
+  }
+
+  # With the AWS managed key aws/dynamodb, whose use shows in CloudTrail.
+  server_side_encryption {
+    enabled = true
+  }
+
+  point_in_time_recovery {
+    enabled = true
+  }
+}

@@ -1,0 +1,170 @@
+# The WebSocket API: one map makes the routes, replies reach clients, and no token reaches a log.
+
+# Not mock_provider: Terraform cannot mock an ephemeral resource. The real one plans offline once it need not ask who
+# calls, nor for a password (hence a secret_arn below).
+provider "aws" {
+  region                      = "eu-west-1"
+  access_key                  = "none"
+  secret_key                  = "none"
+  skip_credentials_validation = true
+  skip_requesting_account_id  = true
+  skip_metadata_api_check     = true
+}
+
+override_data {
+  target = data.aws_caller_identity.current
+  values = { account_id = "123456789012" }
+}
+
+override_resource {
+  target          = aws_apigatewayv2_api.this
+  override_during = plan
+  values = {
+    id            = "a1b2c3d4e5"
+    api_endpoint  = "wss://a1b2c3d4e5.execute-api.eu-west-1.amazonaws.com"
+    execution_arn = "arn:aws:execute-api:eu-west-1:123456789012:a1b2c3d4e5"
+  }
+}
+
+override_resource {
+  target          = aws_cloudwatch_log_group.access
+  override_during = plan
+  values          = { arn = "arn:aws:logs:eu-west-1:123456789012:log-group:/aws/apigateway/muster" }
+}
+
+variables {
+  bundle_dir      = "./tests/bundle"
+  execute_api_url = null
+  jwt             = { secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" }
+}
+
+run "routes" {
+  command = plan
+
+  assert {
+    condition     = { for key, route in local.routes : key => route.function } == { "$connect" = "connect", "$default" = "default", "$disconnect" = "disconnect" }
+    error_message = "Three routes, each answered by the function of its name."
+  }
+
+  assert {
+    condition = alltrue([
+      for made in [aws_apigatewayv2_route.this, aws_apigatewayv2_integration.this, aws_lambda_permission.route] :
+      keys(made) == keys(local.routes)
+    ])
+    error_message = "An entry of local.routes is a route, its integration and its permission."
+  }
+
+  assert {
+    condition     = alltrue([for integration in aws_apigatewayv2_integration.this : integration.integration_type == "AWS_PROXY"])
+    error_message = "Functions get the whole event."
+  }
+
+  assert {
+    condition = { for key, permission in aws_lambda_permission.route : key => permission.source_arn } == {
+      for key in keys(local.routes) : key => "arn:aws:execute-api:eu-west-1:123456789012:a1b2c3d4e5/live/${key}"
+    }
+    error_message = "Only its own route of this API and stage may invoke a function."
+  }
+
+  assert {
+    condition = (
+      keys(aws_apigatewayv2_route_response.this) == ["$default"] &&
+      { for key, route in aws_apigatewayv2_route.this : key => route.route_response_selection_expression if route.route_response_selection_expression != null } == { "$default" = "$default" }
+    )
+    error_message = "$default alone replies: AWS sends a reply only with a selection expression and a route response."
+  }
+
+  assert {
+    condition = (
+      keys(local.deployed.routes) == keys(local.routes) &&
+      keys(local.deployed.integrations) == keys(local.routes) &&
+      keys(local.deployed.route_responses) == ["$default"]
+    )
+    error_message = "Every route, integration and route response triggers a deployment."
+  }
+}
+
+run "stage" {
+  command = plan
+
+  variables {
+    throttling_rate_limit  = 300
+    throttling_burst_limit = 200
+  }
+
+  assert {
+    condition = (
+      aws_apigatewayv2_stage.this.default_route_settings[0].throttling_rate_limit == 300 &&
+      aws_apigatewayv2_stage.this.default_route_settings[0].throttling_burst_limit == 200 &&
+      aws_apigatewayv2_stage.this.default_route_settings[0].detailed_metrics_enabled
+    )
+    error_message = "The stage throttles as the variables say, and measures each route."
+  }
+
+  assert {
+    condition = (
+      aws_apigatewayv2_stage.this.default_route_settings[0].logging_level == "OFF" &&
+      !aws_apigatewayv2_stage.this.default_route_settings[0].data_trace_enabled
+    )
+    error_message = "Execution logs hold the query string, and with it the token."
+  }
+
+  assert {
+    condition = toset(values(jsondecode(aws_apigatewayv2_stage.this.access_log_settings[0].format))) == toset([
+      "$context.requestId", "$context.requestTime", "$context.connectionId", "$context.eventType", "$context.routeKey",
+      "$context.status", "$context.error.message", "$context.integration.status", "$context.integrationLatency",
+      "$context.identity.sourceIp",
+    ])
+    error_message = "Access logs hold nothing that could carry a token."
+  }
+}
+
+run "no_access_logs" {
+  command = plan
+
+  variables {
+    access_logs = false
+  }
+
+  assert {
+    condition     = length(aws_apigatewayv2_stage.this.access_log_settings) == 0 && length(aws_cloudwatch_log_group.access) == 0
+    error_message = "access_logs = false leaves them out."
+  }
+}
+
+run "addresses_on_aws" {
+  command = plan
+
+  assert {
+    condition     = output.websocket_url == "wss://a1b2c3d4e5.execute-api.eu-west-1.amazonaws.com/live"
+    error_message = "Clients open the API's own address."
+  }
+
+  assert {
+    condition = (
+      output.connections_endpoint == "https://a1b2c3d4e5.execute-api.eu-west-1.amazonaws.com/live" &&
+      local.functions.deliver.environment.CONNECTIONS_ENDPOINT == output.connections_endpoint &&
+      local.functions.default.environment.CONNECTIONS_ENDPOINT == output.connections_endpoint
+    )
+    error_message = "Functions post to the API's own address."
+  }
+}
+
+run "addresses_elsewhere" {
+  command = plan
+
+  variables {
+    execute_api_url = "http://127.0.0.1:4566/_aws/execute-api/{api_id}"
+    stage_name      = "try"
+  }
+
+  assert {
+    condition     = output.websocket_url == "ws://127.0.0.1:4566/_aws/execute-api/a1b2c3d4e5/try"
+    error_message = "execute_api_url decides the address that clients open."
+  }
+
+  assert {
+    condition     = output.connections_endpoint == "http://127.0.0.1:4566/_aws/execute-api/a1b2c3d4e5/try"
+    error_message = "execute_api_url decides the address that functions post to."
+  }
+}

@@ -1,0 +1,287 @@
+# Who may do what: the exact actions on the exact resources, and nothing beside them.
+
+# Not mock_provider: Terraform cannot mock an ephemeral resource. The real one plans offline once it need not ask who
+# calls, nor for a password (hence a secret_arn below).
+provider "aws" {
+  region                      = "eu-west-1"
+  access_key                  = "none"
+  secret_key                  = "none"
+  skip_credentials_validation = true
+  skip_requesting_account_id  = true
+  skip_metadata_api_check     = true
+}
+
+override_data {
+  target = data.aws_caller_identity.current
+  values = { account_id = "123456789012" }
+}
+
+override_resource {
+  target          = aws_apigatewayv2_api.this
+  override_during = plan
+  values          = { execution_arn = "arn:aws:execute-api:eu-west-1:123456789012:a1b2c3d4e5" }
+}
+
+override_resource {
+  target          = aws_dynamodb_table.this["connections"]
+  override_during = plan
+  values          = { arn = "arn:aws:dynamodb:eu-west-1:123456789012:table/muster-connections" }
+}
+
+override_resource {
+  target          = aws_dynamodb_table.this["messages"]
+  override_during = plan
+  values          = { arn = "arn:aws:dynamodb:eu-west-1:123456789012:table/muster-messages" }
+}
+
+override_resource {
+  target          = aws_dynamodb_table.this["users"]
+  override_during = plan
+  values          = { arn = "arn:aws:dynamodb:eu-west-1:123456789012:table/muster-users" }
+}
+
+override_resource {
+  target          = module.function["accept"].aws_lambda_function.this
+  override_during = plan
+  values          = { arn = "arn:aws:lambda:eu-west-1:123456789012:function:muster-accept" }
+}
+
+override_resource {
+  target          = module.function["deliver"].aws_lambda_function.this
+  override_during = plan
+  values          = { arn = "arn:aws:lambda:eu-west-1:123456789012:function:muster-deliver" }
+}
+
+override_resource {
+  target          = module.function["offline"].aws_lambda_function.this
+  override_during = plan
+  values          = { arn = "arn:aws:lambda:eu-west-1:123456789012:function:muster-offline" }
+}
+
+override_resource {
+  target          = aws_sns_topic.offline
+  override_during = plan
+  values          = { arn = "arn:aws:sns:eu-west-1:123456789012:muster-offline" }
+}
+
+override_resource {
+  target          = module.function["connect"].aws_cloudwatch_log_group.this
+  override_during = plan
+  values          = { arn = "arn:aws:logs:eu-west-1:123456789012:log-group:/aws/lambda/muster-connect" }
+}
+
+override_resource {
+  target          = module.function["disconnect"].aws_cloudwatch_log_group.this
+  override_during = plan
+  values          = { arn = "arn:aws:logs:eu-west-1:123456789012:log-group:/aws/lambda/muster-disconnect" }
+}
+
+override_resource {
+  target          = module.function["default"].aws_cloudwatch_log_group.this
+  override_during = plan
+  values          = { arn = "arn:aws:logs:eu-west-1:123456789012:log-group:/aws/lambda/muster-default" }
+}
+
+override_resource {
+  target          = module.function["accept"].aws_cloudwatch_log_group.this
+  override_during = plan
+  values          = { arn = "arn:aws:logs:eu-west-1:123456789012:log-group:/aws/lambda/muster-accept" }
+}
+
+override_resource {
+  target          = module.function["deliver"].aws_cloudwatch_log_group.this
+  override_during = plan
+  values          = { arn = "arn:aws:logs:eu-west-1:123456789012:log-group:/aws/lambda/muster-deliver" }
+}
+
+override_resource {
+  target          = module.function["offline"].aws_cloudwatch_log_group.this
+  override_during = plan
+  values          = { arn = "arn:aws:logs:eu-west-1:123456789012:log-group:/aws/lambda/muster-offline" }
+}
+
+# With every ARN known, the provider would ask AWS to validate the definitions.
+override_resource {
+  target = aws_sfn_state_machine.this
+}
+
+variables {
+  bundle_dir      = "./tests/bundle"
+  execute_api_url = null
+  jwt             = { secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" }
+}
+
+run "functions" {
+  command = plan
+
+  assert {
+    condition = jsondecode(module.function["connect"].policy).Statement == [
+      { Effect = "Allow", Action = ["secretsmanager:GetSecretValue"], Resource = ["arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf"] },
+      { Effect = "Allow", Action = ["dynamodb:GetItem"], Resource = ["arn:aws:dynamodb:eu-west-1:123456789012:table/muster-users"] },
+      { Effect = "Allow", Action = ["dynamodb:PutItem"], Resource = ["arn:aws:dynamodb:eu-west-1:123456789012:table/muster-connections"] },
+      { Effect = "Allow", Action = ["logs:CreateLogStream", "logs:PutLogEvents"], Resource = ["arn:aws:logs:eu-west-1:123456789012:log-group:/aws/lambda/muster-connect:*"] },
+      { Effect = "Allow", Action = ["xray:PutTelemetryRecords", "xray:PutTraceSegments"], Resource = ["*"] },
+    ]
+    error_message = "connect reads the secret and the user, and stores the connection."
+  }
+
+  assert {
+    condition = jsondecode(module.function["disconnect"].policy).Statement == [
+      { Effect = "Allow", Action = ["dynamodb:DeleteItem"], Resource = ["arn:aws:dynamodb:eu-west-1:123456789012:table/muster-connections"] },
+      { Effect = "Allow", Action = ["logs:CreateLogStream", "logs:PutLogEvents"], Resource = ["arn:aws:logs:eu-west-1:123456789012:log-group:/aws/lambda/muster-disconnect:*"] },
+      { Effect = "Allow", Action = ["xray:PutTelemetryRecords", "xray:PutTraceSegments"], Resource = ["*"] },
+    ]
+    error_message = "disconnect deletes the connection."
+  }
+
+  assert {
+    condition = jsondecode(module.function["default"].policy).Statement == [
+      { Effect = "Allow", Action = ["secretsmanager:GetSecretValue"], Resource = ["arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf"] },
+      { Effect = "Allow", Action = ["states:StartExecution"], Resource = ["arn:aws:states:eu-west-1:123456789012:stateMachine:muster-broadcast"] },
+      { Effect = "Allow", Action = ["states:DescribeExecution"], Resource = ["arn:aws:states:eu-west-1:123456789012:execution:muster-broadcast:*"] },
+      { Effect = "Allow", Action = ["dynamodb:UpdateItem"], Resource = ["arn:aws:dynamodb:eu-west-1:123456789012:table/muster-connections"] },
+      { Effect = "Allow", Action = ["dynamodb:GetItem"], Resource = ["arn:aws:dynamodb:eu-west-1:123456789012:table/muster-users"] },
+      { Effect = "Allow", Action = ["dynamodb:Query"], Resource = ["arn:aws:dynamodb:eu-west-1:123456789012:table/muster-messages"] },
+      {
+        Effect = "Allow"
+        Action = ["execute-api:ManageConnections"]
+        Resource = [
+          "arn:aws:execute-api:eu-west-1:123456789012:a1b2c3d4e5/live/DELETE/@connections/*",
+          "arn:aws:execute-api:eu-west-1:123456789012:a1b2c3d4e5/live/POST/@connections/*",
+        ]
+      },
+      { Effect = "Allow", Action = ["logs:CreateLogStream", "logs:PutLogEvents"], Resource = ["arn:aws:logs:eu-west-1:123456789012:log-group:/aws/lambda/muster-default:*"] },
+      { Effect = "Allow", Action = ["xray:PutTelemetryRecords", "xray:PutTraceSegments"], Resource = ["*"] },
+    ]
+    error_message = "default starts broadcasts, reads messages, keeps the connection's row and closes or answers the connection."
+  }
+
+  assert {
+    condition = jsondecode(module.function["accept"].policy).Statement == [
+      { Effect = "Allow", Action = ["logs:CreateLogStream", "logs:PutLogEvents"], Resource = ["arn:aws:logs:eu-west-1:123456789012:log-group:/aws/lambda/muster-accept:*"] },
+      { Effect = "Allow", Action = ["xray:PutTelemetryRecords", "xray:PutTraceSegments"], Resource = ["*"] },
+    ]
+    error_message = "accept touches nothing."
+  }
+
+  assert {
+    condition = jsondecode(module.function["deliver"].policy).Statement == [
+      { Effect = "Allow", Action = ["dynamodb:DeleteItem"], Resource = ["arn:aws:dynamodb:eu-west-1:123456789012:table/muster-connections"] },
+      { Effect = "Allow", Action = ["execute-api:ManageConnections"], Resource = ["arn:aws:execute-api:eu-west-1:123456789012:a1b2c3d4e5/live/POST/@connections/*"] },
+      { Effect = "Allow", Action = ["logs:CreateLogStream", "logs:PutLogEvents"], Resource = ["arn:aws:logs:eu-west-1:123456789012:log-group:/aws/lambda/muster-deliver:*"] },
+      { Effect = "Allow", Action = ["xray:PutTelemetryRecords", "xray:PutTraceSegments"], Resource = ["*"] },
+    ]
+    error_message = "deliver posts to connections and deletes the rows of those that are gone."
+  }
+
+  assert {
+    condition = jsondecode(module.function["offline"].policy).Statement == [
+      { Effect = "Allow", Action = ["dynamodb:BatchGetItem"], Resource = ["arn:aws:dynamodb:eu-west-1:123456789012:table/muster-users"] },
+      { Effect = "Allow", Action = ["dynamodb:Query"], Resource = ["arn:aws:dynamodb:eu-west-1:123456789012:table/muster-connections/index/UserIndex"] },
+      { Effect = "Allow", Action = ["dynamodb:UpdateItem"], Resource = ["arn:aws:dynamodb:eu-west-1:123456789012:table/muster-messages"] },
+      { Effect = "Allow", Action = ["sns:Publish"], Resource = ["arn:aws:sns:eu-west-1:123456789012:muster-offline"] },
+      { Effect = "Allow", Action = ["logs:CreateLogStream", "logs:PutLogEvents"], Resource = ["arn:aws:logs:eu-west-1:123456789012:log-group:/aws/lambda/muster-offline:*"] },
+      { Effect = "Allow", Action = ["xray:PutTelemetryRecords", "xray:PutTraceSegments"], Resource = ["*"] },
+    ]
+    error_message = "offline looks users and their connections up, claims the hand-over and publishes it."
+  }
+}
+
+run "state_machines" {
+  command = plan
+
+  assert {
+    condition = slice(jsondecode(aws_iam_role_policy.state_machine["broadcast"].policy).Statement, 0, 4) == [
+      { Effect = "Allow", Action = ["lambda:InvokeFunction"], Resource = ["arn:aws:lambda:eu-west-1:123456789012:function:muster-accept"] },
+      { Effect = "Allow", Action = ["dynamodb:PutItem"], Resource = ["arn:aws:dynamodb:eu-west-1:123456789012:table/muster-messages"] },
+      { Effect = "Allow", Action = ["states:StartSyncExecution"], Resource = ["arn:aws:states:eu-west-1:123456789012:stateMachine:muster-fanout"] },
+      { Effect = "Allow", Action = ["sns:Publish"], Resource = ["arn:aws:sns:eu-west-1:123456789012:muster-offline"] },
+    ]
+    error_message = "broadcast invokes accept, records the message, runs fanout and notifies."
+  }
+
+  assert {
+    condition = slice(jsondecode(aws_iam_role_policy.state_machine["fanout"].policy).Statement, 0, 3) == [
+      {
+        Effect = "Allow"
+        Action = ["dynamodb:Query"]
+        Resource = [
+          "arn:aws:dynamodb:eu-west-1:123456789012:table/muster-connections/index/AllIndex",
+          "arn:aws:dynamodb:eu-west-1:123456789012:table/muster-connections/index/RoleIndex",
+          "arn:aws:dynamodb:eu-west-1:123456789012:table/muster-connections/index/ShelterIndex",
+          "arn:aws:dynamodb:eu-west-1:123456789012:table/muster-connections/index/UserIndex",
+        ]
+      },
+      {
+        Effect = "Allow"
+        Action = ["lambda:InvokeFunction"]
+        Resource = [
+          "arn:aws:lambda:eu-west-1:123456789012:function:muster-deliver",
+          "arn:aws:lambda:eu-west-1:123456789012:function:muster-offline",
+        ]
+      },
+      { Effect = "Allow", Action = ["sns:Publish"], Resource = ["arn:aws:sns:eu-west-1:123456789012:muster-offline"] },
+    ]
+    error_message = "fanout queries the indexes, invokes deliver and offline, and notifies."
+  }
+
+  assert {
+    condition = alltrue([
+      for policy in aws_iam_role_policy.state_machine : alltrue([
+        for statement in jsondecode(policy.policy).Statement :
+        statement.Resource != ["*"] || alltrue([for action in statement.Action : can(regex("^(logs:.*Log|logs:.*ResourcePolic|xray:)", action))])
+      ])
+    ])
+    error_message = "Only log delivery and tracing, which take no resource, may have any."
+  }
+
+  assert {
+    condition = alltrue([
+      for name, role in aws_iam_role.state_machine :
+      jsondecode(role.assume_role_policy).Statement[0].Condition.ArnEquals["aws:SourceArn"] == "arn:aws:states:eu-west-1:123456789012:stateMachine:muster-${name}"
+    ])
+    error_message = "Only its own machine may assume a machine's role."
+  }
+}
+
+run "publisher" {
+  command = plan
+
+  assert {
+    condition = jsondecode(output.publisher_policy_json) == {
+      Version = "2012-10-17"
+      Statement = [
+        { Effect = "Allow", Action = ["states:StartExecution"], Resource = ["arn:aws:states:eu-west-1:123456789012:stateMachine:muster-broadcast"] },
+        { Effect = "Allow", Action = ["states:DescribeExecution"], Resource = ["arn:aws:states:eu-west-1:123456789012:execution:muster-broadcast:*"] },
+      ]
+    }
+    error_message = "A publisher starts broadcasts and describes their executions."
+  }
+}
+
+run "public_keys_need_no_secret" {
+  command = plan
+
+  variables {
+    jwt = { algorithms = ["RS256", "ES256"], jwks_url = "https://id.example.org/jwks.json" }
+  }
+
+  assert {
+    condition     = alltrue([for function in module.function : !strcontains(function.policy, "secretsmanager:")])
+    error_message = "No function may read a secret."
+  }
+
+  assert {
+    condition     = length(aws_secretsmanager_secret.jwt) == 0 && output.jwt_secret_arn == null
+    error_message = "No secret is created."
+  }
+
+  assert {
+    condition = alltrue([
+      for name in ["connect", "default"] :
+      local.functions[name].environment.JWT_JWKS_URL == "https://id.example.org/jwks.json" &&
+      !contains(keys(local.functions[name].environment), "JWT_SECRET_ARN")
+    ])
+    error_message = "connect and default verify with the public keys."
+  }
+}

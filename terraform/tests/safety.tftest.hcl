@@ -1,0 +1,193 @@
+# Settings that keep data: encryption, recovery, retention, dead letters, traces; and none of it in the clear.
+
+# Not mock_provider: Terraform cannot mock an ephemeral resource. The real one plans offline once it need not ask who
+# calls, nor for a password (hence a secret_arn below).
+provider "aws" {
+  region                      = "eu-west-1"
+  access_key                  = "none"
+  secret_key                  = "none"
+  skip_credentials_validation = true
+  skip_requesting_account_id  = true
+  skip_metadata_api_check     = true
+}
+
+override_data {
+  target = data.aws_caller_identity.current
+  values = { account_id = "123456789012" }
+}
+
+override_resource {
+  target          = aws_sns_topic.offline
+  override_during = plan
+  values          = { arn = "arn:aws:sns:eu-west-1:123456789012:muster-offline" }
+}
+
+override_resource {
+  target          = aws_sqs_queue.offline_dead_letters
+  override_during = plan
+  values          = { arn = "arn:aws:sqs:eu-west-1:123456789012:muster-offline-dlq" }
+}
+
+override_resource {
+  target          = aws_sqs_queue.offline_undeliverable
+  override_during = plan
+  values          = { arn = "arn:aws:sqs:eu-west-1:123456789012:muster-offline-undeliverable" }
+}
+
+variables {
+  bundle_dir      = "./tests/bundle"
+  execute_api_url = null
+  jwt             = { secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" }
+}
+
+run "tables" {
+  command = plan
+
+  assert {
+    condition     = { for name, table in aws_dynamodb_table.this : name => table.name } == { for name in ["connections", "messages", "shelters", "users"] : name => "muster-${name}" }
+    error_message = "Four tables."
+  }
+
+  assert {
+    condition = alltrue([
+      for table in aws_dynamodb_table.this :
+      table.billing_mode == "PAY_PER_REQUEST" && table.server_side_encryption[0].enabled && table.point_in_time_recovery[0].enabled
+    ])
+    error_message = "Every table is on demand, encrypted and recoverable to a point in time."
+  }
+
+  assert {
+    condition = (
+      [for name, table in local.tables : name if can(table.expires)] == ["connections", "messages"] &&
+      alltrue([for name in ["connections", "messages"] : one(aws_dynamodb_table.this[name].ttl) == { attribute_name = "ttl", enabled = true }])
+    )
+    error_message = "Connections and messages expire; users and shelters never do."
+  }
+
+  assert {
+    condition = {
+      for index in aws_dynamodb_table.this["connections"].global_secondary_index :
+      index.name => join(" ", concat([index.hash_key, index.projection_type], sort(coalesce(index.non_key_attributes, []))))
+      } == {
+      AllIndex     = "shard INCLUDE connectedAt role shelterId ttl userId"
+      RoleIndex    = "roleShard INCLUDE connectedAt role shelterId ttl userId"
+      ShelterIndex = "shelterId INCLUDE connectedAt role ttl userId"
+      UserIndex    = "userId ALL"
+    }
+    error_message = "Each index projects what fanout reads."
+  }
+
+  assert {
+    condition     = [for name, table in aws_dynamodb_table.this : name if table.stream_enabled] == ["shelters"]
+    error_message = "The shelters stream, and nothing else does."
+  }
+}
+
+run "offline" {
+  command = plan
+
+  variables {
+    message_retention_days = 30
+  }
+
+  assert {
+    condition = alltrue([
+      for queue in [aws_sqs_queue.offline, aws_sqs_queue.offline_dead_letters, aws_sqs_queue.offline_undeliverable] :
+      queue.sqs_managed_sse_enabled && queue.message_retention_seconds == 1209600
+    ])
+    error_message = "Every queue is encrypted and keeps messages as long as asked, up to the 14 days of SQS."
+  }
+
+  assert {
+    condition     = aws_sns_topic.offline.kms_master_key_id == "alias/aws/sns"
+    error_message = "The topic is encrypted."
+  }
+
+  assert {
+    condition = alltrue([
+      for policy in [
+        aws_sns_topic_policy.offline.policy,
+        aws_sqs_queue.offline.policy,
+        aws_sqs_queue.offline_dead_letters.policy,
+        aws_sqs_queue.offline_undeliverable.policy,
+      ] :
+      jsondecode(policy).Statement[0].Effect == "Deny" &&
+      jsondecode(policy).Statement[0].Principal == "*" &&
+      jsondecode(policy).Statement[0].Condition == { Bool = { "aws:SecureTransport" = "false" } }
+    ])
+    error_message = "Plain HTTP is refused by the topic and by every queue."
+  }
+
+  assert {
+    condition = alltrue([
+      for name, policy in {
+        "muster-offline"               = aws_sqs_queue.offline.policy
+        "muster-offline-undeliverable" = aws_sqs_queue.offline_undeliverable.policy
+      } :
+      slice(jsondecode(policy).Statement, 1, length(jsondecode(policy).Statement)) == [{
+        Sid       = "AllowTopic"
+        Effect    = "Allow"
+        Principal = { Service = "sns.amazonaws.com" }
+        Action    = "sqs:SendMessage"
+        Resource  = "arn:aws:sqs:eu-west-1:123456789012:${name}"
+        Condition = { ArnEquals = { "aws:SourceArn" = "arn:aws:sns:eu-west-1:123456789012:muster-offline" } }
+      }]
+    ])
+    error_message = "The queue policies allow the topic, and nobody else."
+  }
+
+  assert {
+    condition     = length(jsondecode(aws_sqs_queue.offline_dead_letters.policy).Statement) == 1
+    error_message = "The dead-letter queue's policy allows nobody: SQS needs none to move messages there."
+  }
+
+  assert {
+    condition     = jsondecode(aws_sqs_queue.offline.redrive_policy).deadLetterTargetArn == "arn:aws:sqs:eu-west-1:123456789012:muster-offline-dlq"
+    error_message = "What consumers fail to handle goes to the dead-letter queue."
+  }
+
+  assert {
+    condition     = jsondecode(aws_sqs_queue.offline_dead_letters.redrive_allow_policy).sourceQueueArns == ["arn:aws:sqs:eu-west-1:123456789012:muster-offline"]
+    error_message = "Only the offline queue may use the dead-letter queue."
+  }
+
+  assert {
+    condition = (
+      jsondecode(aws_sns_topic_subscription.offline.redrive_policy).deadLetterTargetArn == "arn:aws:sqs:eu-west-1:123456789012:muster-offline-undeliverable" &&
+      !aws_sns_topic_subscription.offline.raw_message_delivery
+    )
+    error_message = "The queue gets whole notifications, and what it cannot take is kept."
+  }
+}
+
+run "state_machines" {
+  command = plan
+
+  assert {
+    condition     = { for name, machine in aws_sfn_state_machine.this : machine.name => machine.type } == { "muster-broadcast" = "STANDARD", "muster-fanout" = "EXPRESS" }
+    error_message = "broadcast is durable, fanout is Express."
+  }
+
+  assert {
+    condition = alltrue([
+      for machine in aws_sfn_state_machine.this :
+      machine.tracing_configuration[0].enabled &&
+      machine.logging_configuration[0].level == "ERROR" &&
+      !machine.logging_configuration[0].include_execution_data
+    ])
+    error_message = "Every machine is traced, and logs its errors without payloads."
+  }
+}
+
+run "logs_expire" {
+  command = plan
+
+  variables {
+    log_retention_days = 90
+  }
+
+  assert {
+    condition     = alltrue([for group in concat(aws_cloudwatch_log_group.access, values(aws_cloudwatch_log_group.state_machine)) : group.retention_in_days == 90])
+    error_message = "Every log group keeps its events as long as asked."
+  }
+}

@@ -1,0 +1,323 @@
+# Every variable refuses what would fail later, or quietly misbehave.
+
+# Not mock_provider: Terraform cannot mock an ephemeral resource. The real one plans offline once it need not ask who
+# calls, nor for a password (hence a secret_arn below).
+provider "aws" {
+  region                      = "eu-west-1"
+  access_key                  = "none"
+  secret_key                  = "none"
+  skip_credentials_validation = true
+  skip_requesting_account_id  = true
+  skip_metadata_api_check     = true
+}
+
+override_data {
+  target = data.aws_caller_identity.current
+  values = { account_id = "123456789012" }
+}
+
+variables {
+  bundle_dir = "./tests/bundle"
+  jwt        = { secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" }
+}
+
+run "too_small" {
+  command = plan
+
+  variables {
+    lambda_memory_mb       = 127
+    connection_ttl_seconds = 59
+    message_retention_days = 0
+    audience_shards        = 0
+    page_size              = 0
+    batch_size             = 0
+    partition_concurrency  = 0
+    batch_concurrency      = 0
+    post_concurrency       = 0
+    throttling_rate_limit  = 0
+    throttling_burst_limit = 0
+  }
+
+  expect_failures = [
+    var.lambda_memory_mb,
+    var.connection_ttl_seconds,
+    var.message_retention_days,
+    var.audience_shards,
+    var.page_size,
+    var.batch_size,
+    var.partition_concurrency,
+    var.batch_concurrency,
+    var.post_concurrency,
+    var.throttling_rate_limit,
+    var.throttling_burst_limit,
+  ]
+}
+
+run "too_large" {
+  command = plan
+
+  variables {
+    lambda_memory_mb       = 10241
+    connection_ttl_seconds = 604801
+    message_retention_days = 366
+    audience_shards        = 65
+    page_size              = 1001
+    batch_size             = 1001
+    partition_concurrency  = 41
+    batch_concurrency      = 41
+    post_concurrency       = 513
+  }
+
+  expect_failures = [
+    var.lambda_memory_mb,
+    var.connection_ttl_seconds,
+    var.message_retention_days,
+    var.audience_shards,
+    var.page_size,
+    var.batch_size,
+    var.partition_concurrency,
+    var.batch_concurrency,
+    var.post_concurrency,
+  ]
+}
+
+run "not_whole" {
+  command = plan
+
+  variables {
+    lambda_memory_mb       = 512.5
+    connection_ttl_seconds = 60.5
+    message_retention_days = 1.5
+    audience_shards        = 1.5
+    page_size              = 1.5
+    batch_size             = 1.5
+    partition_concurrency  = 1.5
+    batch_concurrency      = 1.5
+    post_concurrency       = 1.5
+    throttling_burst_limit = 1.5
+  }
+
+  expect_failures = [
+    var.lambda_memory_mb,
+    var.connection_ttl_seconds,
+    var.message_retention_days,
+    var.audience_shards,
+    var.page_size,
+    var.batch_size,
+    var.partition_concurrency,
+    var.batch_concurrency,
+    var.post_concurrency,
+    var.throttling_burst_limit,
+  ]
+}
+
+run "not_offered" {
+  command = plan
+
+  variables {
+    name_prefix         = "Muster"
+    lambda_runtime      = "nodejs22.x"
+    lambda_architecture = "sparc"
+    log_retention_days  = 31
+    log_level           = "info"
+    stage_name          = "live stage"
+    execute_api_url     = "http://127.0.0.1:4566/_aws/execute-api"
+  }
+
+  expect_failures = [
+    var.name_prefix,
+    var.lambda_runtime,
+    var.lambda_architecture,
+    var.log_retention_days,
+    var.log_level,
+    var.stage_name,
+    var.execute_api_url,
+  ]
+}
+
+run "nearly_right" {
+  command = plan
+
+  variables {
+    name_prefix     = "a-prefix-of-25-characters"
+    lambda_runtime  = "python3.9"
+    execute_api_url = "http://127.0.0.1:4566/{api_id}/"
+  }
+
+  expect_failures = [var.name_prefix, var.lambda_runtime, var.execute_api_url]
+}
+
+run "no_roles" {
+  command = plan
+
+  variables {
+    roles = {}
+  }
+
+  expect_failures = [var.roles]
+}
+
+run "too_many_roles" {
+  command = plan
+
+  variables {
+    roles = { for number in range(101) : "role_${number}" => { actions = [] } }
+  }
+
+  expect_failures = [var.roles]
+}
+
+run "role_name" {
+  command = plan
+
+  variables {
+    roles = { "First-Responder" = { actions = [] } }
+  }
+
+  expect_failures = [var.roles]
+}
+
+run "role_action" {
+  command = plan
+
+  variables {
+    roles = { admin = { actions = ["shout"] } }
+  }
+
+  expect_failures = [var.roles]
+}
+
+run "jwt_algorithm_none" {
+  command = plan
+
+  variables {
+    jwt = { algorithms = ["none"] }
+  }
+
+  expect_failures = [var.jwt]
+}
+
+run "jwt_no_algorithm" {
+  command = plan
+
+  variables {
+    jwt = { algorithms = [] }
+  }
+
+  expect_failures = [var.jwt]
+}
+
+run "jwt_families_mixed" {
+  command = plan
+
+  variables {
+    jwt = { algorithms = ["HS256", "RS256"], jwks_url = "https://id.example.org/jwks.json" }
+  }
+
+  expect_failures = [var.jwt]
+}
+
+run "jwt_empty_issuer" {
+  command = plan
+
+  variables {
+    jwt = { issuer = " " }
+  }
+
+  expect_failures = [var.jwt]
+}
+
+run "jwt_empty_audience" {
+  command = plan
+
+  variables {
+    jwt = { audience = "" }
+  }
+
+  expect_failures = [var.jwt]
+}
+
+run "jwt_public_keys_without_jwks" {
+  command = plan
+
+  variables {
+    jwt = { algorithms = ["ES256"] }
+  }
+
+  expect_failures = [var.jwt]
+}
+
+run "jwt_secret_with_jwks" {
+  command = plan
+
+  variables {
+    jwt = { jwks_url = "https://id.example.org/jwks.json" }
+  }
+
+  expect_failures = [var.jwt]
+}
+
+run "jwt_public_keys_with_secret" {
+  command = plan
+
+  variables {
+    jwt = { algorithms = ["RS256"], jwks_url = "https://id.example.org/jwks.json", secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" }
+  }
+
+  expect_failures = [var.jwt]
+}
+
+run "jwt_secret_name" {
+  command = plan
+
+  variables {
+    jwt = { secret_arn = "jwt-AbCdEf" }
+  }
+
+  expect_failures = [var.jwt]
+}
+
+run "jwt_plain_http" {
+  command = plan
+
+  variables {
+    jwt = { algorithms = ["RS256"], jwks_url = "http://id.example.org/jwks.json" }
+  }
+
+  expect_failures = [var.jwt]
+}
+
+run "jwt_disguised_loopback" {
+  command = plan
+
+  variables {
+    jwt = { algorithms = ["RS256"], jwks_url = "http://127.0.0.1.example.org/jwks.json" }
+  }
+
+  expect_failures = [var.jwt]
+}
+
+run "extremes_are_accepted" {
+  command = plan
+
+  variables {
+    name_prefix            = "m2"
+    lambda_memory_mb       = 128
+    connection_ttl_seconds = 60
+    message_retention_days = 1
+    audience_shards        = 1
+    page_size              = 7
+    batch_size             = 3
+    partition_concurrency  = 40
+    batch_concurrency      = 1
+    post_concurrency       = 1
+    throttling_rate_limit  = 1
+    roles                  = { nobody = { actions = [] } }
+    jwt                    = { algorithms = ["RS256"], jwks_url = "http://127.0.0.1:8000/jwks.json" }
+  }
+
+  assert {
+    condition     = aws_dynamodb_table.this["users"].name == "m2-users"
+    error_message = "name_prefix starts every name."
+  }
+}

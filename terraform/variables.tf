@@ -1,0 +1,340 @@
+# ---- Names ---------------------------------------------------------------------------------------------------
+
+variable "name_prefix" {
+  description = "Starts the name of every resource, so that several deployments can share an account."
+  type        = string
+  default     = "muster"
+  nullable    = false
+
+  validation {
+    # The longest role name prefix, "<name_prefix>-disconnect-", must stay within IAM's 38 characters.
+    condition     = can(regex("^[a-z][a-z0-9-]{0,22}[a-z0-9]$", var.name_prefix))
+    error_message = "name_prefix must be 2 to 24 lower-case letters, digits and hyphens, start with a letter and not end with a hyphen."
+  }
+}
+
+variable "tags" {
+  description = "Tags of every resource that takes tags."
+  type        = map(string)
+  default     = {}
+  nullable    = false
+}
+
+# ---- Functions -----------------------------------------------------------------------------------------------
+
+variable "bundle_dir" {
+  description = "Folder with functions.zip and layer.zip, as `make build` writes it; relative to where Terraform runs."
+  type        = string
+  default     = "../build"
+  nullable    = false
+}
+
+variable "lambda_runtime" {
+  description = "Runtime of every function; layer.zip must be built for the same one."
+  type        = string
+  default     = "python3.13"
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^python3\\.1[1-9]$", var.lambda_runtime))
+    error_message = "lambda_runtime must be python3.11 or later, for example python3.13."
+  }
+}
+
+variable "lambda_architecture" {
+  description = "Instruction set of every function; layer.zip must be built for the same one."
+  type        = string
+  default     = "arm64"
+  nullable    = false
+
+  validation {
+    condition     = contains(["arm64", "x86_64"], var.lambda_architecture)
+    error_message = "lambda_architecture must be arm64 or x86_64."
+  }
+}
+
+variable "lambda_memory_mb" {
+  description = "Memory of every function but deliver, which always has the 1,769 MB that buy one whole vCPU."
+  type        = number
+  default     = 512
+  nullable    = false
+
+  validation {
+    condition     = var.lambda_memory_mb >= 128 && var.lambda_memory_mb <= 10240 && floor(var.lambda_memory_mb) == var.lambda_memory_mb
+    error_message = "lambda_memory_mb must be a whole number from 128 to 10240."
+  }
+}
+
+# ---- Logs ----------------------------------------------------------------------------------------------------
+
+variable "log_retention_days" {
+  description = "Days for which every log group keeps its events."
+  type        = number
+  default     = 30
+  nullable    = false
+
+  validation {
+    condition = contains(
+      [1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653],
+      var.log_retention_days,
+    )
+    error_message = "log_retention_days must be a period that CloudWatch Logs offers: 1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288 or 3653."
+  }
+}
+
+variable "log_level" {
+  description = "Lowest level that the functions log."
+  type        = string
+  default     = "INFO"
+  nullable    = false
+
+  validation {
+    condition     = contains(["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], var.log_level)
+    error_message = "log_level must be DEBUG, INFO, WARNING, ERROR or CRITICAL."
+  }
+}
+
+variable "access_logs" {
+  description = "Whether the WebSocket stage writes access logs; AWS asks for a CloudWatch role in the region's API Gateway account settings first."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
+# ---- Who may do what -----------------------------------------------------------------------------------------
+
+variable "roles" {
+  description = "Each role's permitted client actions; own_shelter_only restricts shelter_update to the user's own shelter."
+  type = map(object({
+    actions          = set(string)
+    own_shelter_only = optional(bool, false)
+  }))
+  default = {
+    admin            = { actions = ["alert", "broadcast", "shelter_update"] }
+    coordinator      = { actions = ["alert", "broadcast", "shelter_update"] }
+    shelter_operator = { actions = ["shelter_update"], own_shelter_only = true }
+    first_responder  = { actions = ["alert"] }
+    resident         = { actions = [] }
+  }
+  nullable = false
+
+  validation {
+    condition     = length(var.roles) >= 1 && length(var.roles) <= 100
+    error_message = "roles must name 1 to 100 roles."
+  }
+
+  validation {
+    condition     = alltrue([for name in keys(var.roles) : can(regex("^[a-z][a-z0-9_]{0,31}$", name))])
+    error_message = "roles: a role's name must be 1 to 32 lower-case letters, digits and underscores, and start with a letter."
+  }
+
+  validation {
+    condition = alltrue([
+      for role in values(var.roles) : length(setsubtract(role.actions, ["alert", "broadcast", "shelter_update"])) == 0
+    ])
+    error_message = "roles: actions must be among alert, broadcast and shelter_update."
+  }
+}
+
+variable "jwt" {
+  description = <<-EOT
+    How a client's token is verified. HS256, HS384 and HS512 use a shared secret: secret_arn (Secrets Manager), or one
+    that this module creates. RS256, RS384, RS512, ES256, ES384 and ES512 use the public keys at jwks_url.
+    The two families never mix: a verifier that takes both can be fooled into using a public key as a secret.
+  EOT
+  type = object({
+    algorithms = optional(list(string), ["HS256"])
+    issuer     = optional(string, "muster")
+    audience   = optional(string, "muster")
+    secret_arn = optional(string)
+    jwks_url   = optional(string)
+  })
+  default  = {}
+  nullable = false
+
+  validation {
+    condition = length(var.jwt.algorithms) > 0 && alltrue([
+      for algorithm in var.jwt.algorithms : can(regex("^(HS|RS|ES)(256|384|512)$", algorithm))
+    ])
+    error_message = "jwt.algorithms must name at least one of HS256, HS384, HS512, RS256, RS384, RS512, ES256, ES384 and ES512."
+  }
+
+  validation {
+    condition     = length(distinct([for algorithm in var.jwt.algorithms : startswith(algorithm, "HS")])) <= 1
+    error_message = "jwt.algorithms must not mix secrets (HS256, HS384, HS512) with public keys (RS..., ES...)."
+  }
+
+  validation {
+    condition     = trimspace(var.jwt.issuer) != "" && trimspace(var.jwt.audience) != ""
+    error_message = "jwt.issuer and jwt.audience must not be empty."
+  }
+
+  validation {
+    condition     = var.jwt.secret_arn == null || alltrue([for algorithm in var.jwt.algorithms : startswith(algorithm, "HS")])
+    error_message = "jwt.secret_arn belongs to HS256, HS384 and HS512 only; RS... and ES... take jwks_url."
+  }
+
+  validation {
+    condition     = var.jwt.secret_arn == null || can(regex("^arn:[a-z-]+:secretsmanager:[a-z0-9-]+:\\d{12}:secret:.+$", var.jwt.secret_arn))
+    error_message = "jwt.secret_arn must be the whole ARN of a Secrets Manager secret."
+  }
+
+  validation {
+    condition     = (var.jwt.jwks_url != null) == anytrue([for algorithm in var.jwt.algorithms : !startswith(algorithm, "HS")])
+    error_message = "jwt.jwks_url is required with RS... and ES..., and belongs to them only."
+  }
+
+  validation {
+    condition     = var.jwt.jwks_url == null || can(regex("^(https://[^/\\s]+|http://127\\.0\\.0\\.1(:\\d+)?)(/\\S*)?$", var.jwt.jwks_url))
+    error_message = "jwt.jwks_url must start with https:// (http:// for 127.0.0.1 only)."
+  }
+}
+
+# ---- Delivery ------------------------------------------------------------------------------------------------
+
+variable "connection_ttl_seconds" {
+  description = "Longest life of a connection's row, in seconds; a token that expires earlier ends it earlier."
+  type        = number
+  default     = 86400
+  nullable    = false
+
+  validation {
+    condition     = var.connection_ttl_seconds >= 60 && var.connection_ttl_seconds <= 604800 && floor(var.connection_ttl_seconds) == var.connection_ttl_seconds
+    error_message = "connection_ttl_seconds must be a whole number from 60 (a minute) to 604800 (a week)."
+  }
+}
+
+variable "message_retention_days" {
+  description = "Days for which a message can be resumed; the offline queue keeps it as long, up to the 14 days that SQS allows."
+  type        = number
+  default     = 7
+  nullable    = false
+
+  validation {
+    condition     = var.message_retention_days >= 1 && var.message_retention_days <= 365 && floor(var.message_retention_days) == var.message_retention_days
+    error_message = "message_retention_days must be a whole number from 1 to 365."
+  }
+}
+
+variable "audience_shards" {
+  description = "Index partitions over which each role, and everybody, is spread: one DynamoDB partition takes 1,000 writes/s. Existing rows keep their shard, so lower it only while nobody is connected."
+  type        = number
+  default     = 4
+  nullable    = false
+
+  validation {
+    condition     = var.audience_shards >= 1 && var.audience_shards <= 64 && floor(var.audience_shards) == var.audience_shards
+    error_message = "audience_shards must be a whole number from 1 to 64."
+  }
+}
+
+variable "page_size" {
+  description = "Connections that fanout reads with one Query."
+  type        = number
+  default     = 500
+  nullable    = false
+
+  validation {
+    condition     = var.page_size >= 1 && var.page_size <= 1000 && floor(var.page_size) == var.page_size
+    error_message = "page_size must be a whole number from 1 to 1000."
+  }
+}
+
+variable "batch_size" {
+  description = "Connections to which one deliver invocation posts."
+  type        = number
+  default     = 100
+  nullable    = false
+
+  validation {
+    condition     = var.batch_size >= 1 && var.batch_size <= 1000 && floor(var.batch_size) == var.batch_size
+    error_message = "batch_size must be a whole number from 1 to 1000."
+  }
+}
+
+variable "partition_concurrency" {
+  description = "Partitions that one broadcast fans out to at a time."
+  type        = number
+  default     = 10
+  nullable    = false
+
+  validation {
+    condition     = var.partition_concurrency >= 1 && var.partition_concurrency <= 40 && floor(var.partition_concurrency) == var.partition_concurrency
+    error_message = "partition_concurrency must be a whole number from 1 to 40, the most that an inline Map runs at a time."
+  }
+}
+
+variable "batch_concurrency" {
+  description = "Batches that one partition delivers at a time."
+  type        = number
+  default     = 10
+  nullable    = false
+
+  validation {
+    condition     = var.batch_concurrency >= 1 && var.batch_concurrency <= 40 && floor(var.batch_concurrency) == var.batch_concurrency
+    error_message = "batch_concurrency must be a whole number from 1 to 40, the most that an inline Map runs at a time."
+  }
+}
+
+variable "post_concurrency" {
+  description = "Posts in flight at a time within one deliver invocation."
+  type        = number
+  default     = 64
+  nullable    = false
+
+  validation {
+    condition     = var.post_concurrency >= 1 && var.post_concurrency <= 512 && floor(var.post_concurrency) == var.post_concurrency
+    error_message = "post_concurrency must be a whole number from 1 to 512."
+  }
+}
+
+# ---- WebSocket API -------------------------------------------------------------------------------------------
+
+variable "stage_name" {
+  description = "Stage of the WebSocket API; the last part of its address."
+  type        = string
+  default     = "live"
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[A-Za-z0-9_-]{1,128}$", var.stage_name))
+    error_message = "stage_name must be 1 to 128 letters, digits, hyphens and underscores."
+  }
+}
+
+variable "throttling_rate_limit" {
+  description = "Requests per second that each route takes; the account's default quota is 10,000, shared with every other API."
+  type        = number
+  default     = 10000
+  nullable    = false
+
+  validation {
+    condition     = var.throttling_rate_limit >= 1
+    error_message = "throttling_rate_limit must be at least 1."
+  }
+}
+
+variable "throttling_burst_limit" {
+  description = "Requests that each route takes at once above the rate; the account's default quota is 5,000."
+  type        = number
+  default     = 5000
+  nullable    = false
+
+  validation {
+    condition     = var.throttling_burst_limit >= 1 && floor(var.throttling_burst_limit) == var.throttling_burst_limit
+    error_message = "throttling_burst_limit must be a whole number of at least 1."
+  }
+}
+
+variable "execute_api_url" {
+  description = "Only for endpoints other than AWS: address of a deployed API with the placeholder {api_id}, such as http://127.0.0.1:4566/_aws/execute-api/{api_id}. The stage is appended."
+  type        = string
+  default     = null
+
+  validation {
+    condition = var.execute_api_url == null || (
+      can(regex("^https?://[^\\s?#]+[^\\s?#/]$", var.execute_api_url)) && strcontains(coalesce(var.execute_api_url, "-"), "{api_id}")
+    )
+    error_message = "execute_api_url must be an http:// or https:// address that contains {api_id} and has no trailing slash and no query."
+  }
+}

@@ -1,0 +1,209 @@
+"""The schemas are closed, described and executable, and asyncapi.yaml covers the whole WebSocket contract."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+
+SCHEMAS = Path(__file__).parents[2] / "schemas"
+BASE = "https://muster.example/schemas/v1/"
+COMMON = "common"
+
+Json = dict[str, Any]
+
+
+def _load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+FILES = {
+    path.name.removesuffix(".schema.json"): _load(path) for path in sorted(SCHEMAS.glob("*.schema.json"))
+}
+MESSAGES = sorted(FILES.keys() - {COMMON})
+CLIENT = [name for name in FILES if name.startswith("client-")]
+SERVER = [name for name in FILES if name.startswith("server-")]
+REGISTRY: Registry[Any] = Registry().with_resources(
+    (schema["$id"], Resource.from_contents(schema)) for schema in FILES.values()
+)
+ASYNCAPI = yaml.safe_load((SCHEMAS / "asyncapi.yaml").read_text(encoding="utf-8"))
+
+
+def _pointer(parts: Any) -> str:
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def _refusals(name: str, instance: Any) -> list[tuple[str, str]]:
+    """Where the schema refuses the instance, and by which keyword."""
+    errors = Draft202012Validator(FILES[name], registry=REGISTRY).iter_errors(instance)
+    return [(_pointer(error.absolute_path), str(error.validator)) for error in errors]
+
+
+def _definitions(schema: Json, where: str = "") -> Iterator[tuple[str, Json]]:
+    """The schema and those that define its parts; conditional subschemas only narrow what these define."""
+    yield where, schema
+    for keyword in ("properties", "$defs"):
+        for key, part in schema.get(keyword, {}).items():
+            yield from _definitions(part, f"{where}/{keyword}/{key}")
+    if "items" in schema:
+        yield from _definitions(schema["items"], f"{where}/items")
+
+
+def _nodes(value: Any) -> Iterator[Json]:
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _nodes(part)
+
+
+def _examples(kind: str) -> list[Any]:
+    return [
+        pytest.param(path.parent.parent.name, path, id=f"{path.parent.parent.name}-{path.stem}")
+        for path in sorted(SCHEMAS.glob(f"examples/*/{kind}/*.json"))
+    ]
+
+
+@pytest.mark.parametrize("name", FILES)
+class TestEverySchema:
+    def test_is_valid_itself(self, name: str) -> None:
+        assert FILES[name]["$schema"] == Draft202012Validator.META_SCHEMA["$id"]
+        Draft202012Validator.check_schema(FILES[name])
+
+    def test_has_the_id_that_its_file_name_says(self, name: str) -> None:
+        assert FILES[name]["$id"] == f"{BASE}{name}.schema.json"
+
+    def test_refers_only_to_what_the_directory_holds(self, name: str) -> None:
+        resolver = REGISTRY.resolver(base_uri=FILES[name]["$id"])
+        for node in _nodes(FILES[name]):
+            if isinstance(node.get("$ref"), str):
+                resolver.lookup(node["$ref"])
+
+    def test_is_closed(self, name: str) -> None:
+        opened = [
+            where
+            for where, part in _definitions(FILES[name])
+            if part.get("type") == "object" and part.get("additionalProperties") is not False
+        ]
+        assert opened == (["/$defs/payload"] if name == COMMON else [])
+
+    def test_names_and_describes_every_part(self, name: str) -> None:
+        undescribed = [
+            where
+            for where, part in _definitions(FILES[name])
+            if not where.endswith("/items") and not (part.get("title") and part.get("description"))
+        ]
+        assert undescribed == []
+
+    def test_requires_only_what_it_defines(self, name: str) -> None:
+        for where, part in _definitions(FILES[name]):
+            assert set(part.get("required", ())) <= part.get("properties", {}).keys(), where
+
+    def test_says_why_wherever_it_forbids_a_property(self, name: str) -> None:
+        assert all(node.get("description") for node in _nodes(FILES[name]) if node.get("not") == {})
+
+    def test_never_answers_with_alternatives(self, name: str) -> None:
+        """oneOf and anyOf refuse the whole value, and so hide which part of it is at fault."""
+        assert not any({"oneOf", "anyOf"} & node.keys() for node in _nodes(FILES[name]))
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_has_at_least_two_valid_and_four_invalid_examples(name: str) -> None:
+    assert len(list(SCHEMAS.glob(f"examples/{name}/valid/*.json"))) >= 2
+    assert len(list(SCHEMAS.glob(f"examples/{name}/invalid/*.json"))) >= 4
+
+
+def test_every_folder_of_examples_belongs_to_a_schema() -> None:
+    assert sorted(path.name for path in (SCHEMAS / "examples").iterdir()) == MESSAGES
+
+
+@pytest.mark.parametrize(("name", "path"), _examples("valid"))
+def test_valid_example_is_accepted(name: str, path: Path) -> None:
+    assert _refusals(name, _load(path)) == []
+
+
+@pytest.mark.parametrize(("name", "path"), _examples("invalid"))
+def test_invalid_example_is_refused_once_and_where_it_says(name: str, path: Path) -> None:
+    """One mistake makes one fault: a client is never sent after consequences of it."""
+    example = _load(path)
+    assert example.keys() == {"why", "pointer", "keyword", "instance"}
+    assert _refusals(name, example["instance"]) == [(example["pointer"], example["keyword"])]
+
+
+def test_every_fault_of_a_message_is_reported() -> None:
+    request: Json = {
+        "type": "warning",
+        "target": {"all": True, "users": ["a b"]},
+        "payload": [],
+        "offline": None,
+    }
+    assert sorted(_refusals("broadcast", request)) == [
+        ("/offline", "enum"),
+        ("/payload", "type"),
+        ("/target/users", "not"),
+        ("/target/users/0", "pattern"),
+        ("/type", "enum"),
+    ]
+
+
+def test_a_delivered_message_is_as_long_as_it_may_be_but_no_longer() -> None:
+    batch = _load(SCHEMAS / "examples/delivery-batch/valid/one-connection.json")
+    assert _refusals("delivery-batch", batch | {"envelope": "x" * 30720}) == []
+    assert _refusals("delivery-batch", batch | {"envelope": "x" * 30721}) == [("/envelope", "maxLength")]
+
+
+def test_a_batch_takes_a_thousand_connections_and_no_more() -> None:
+    batch = _load(SCHEMAS / "examples/delivery-batch/valid/one-connection.json")
+    assert _refusals("delivery-batch", batch | {"connections": batch["connections"] * 1000}) == []
+    assert _refusals("delivery-batch", batch | {"connections": batch["connections"] * 1001}) == [
+        ("/connections", "maxItems")
+    ]
+
+
+class TestAsyncApi:
+    def test_every_reference_resolves(self) -> None:
+        for node in _nodes(ASYNCAPI):
+            ref = node.get("$ref")
+            if ref is None:
+                continue
+            file, _, fragment = ref.partition("#")
+            if file:
+                assert (SCHEMAS / file).is_file(), ref
+                continue
+            found = ASYNCAPI
+            for part in fragment.strip("/").split("/"):
+                found = found[part]
+
+    def test_every_client_action_and_server_type_has_a_message(self) -> None:
+        described = {message["payload"]["$ref"] for message in ASYNCAPI["components"]["messages"].values()}
+        assert described == {f"./{name}.schema.json" for name in [*CLIENT, *SERVER, "envelope"]}
+
+    def test_the_channel_carries_every_message(self) -> None:
+        assert ASYNCAPI["channels"]["socket"]["messages"] == {
+            key: {"$ref": f"#/components/messages/{key}"} for key in ASYNCAPI["components"]["messages"]
+        }
+
+    def test_every_client_action_is_sent_and_may_be_answered_by_an_error(self) -> None:
+        sent = [operation for operation in ASYNCAPI["operations"].values() if operation["action"] == "send"]
+        payloads = [_payload(ref) for operation in sent for ref in operation["messages"]]
+        assert sorted(payloads) == sorted(f"./{name}.schema.json" for name in CLIENT)
+        for operation in sent:
+            assert "./server-error.schema.json" in map(_payload, operation["reply"]["messages"])
+
+    def test_every_server_message_answers_something_or_is_received(self) -> None:
+        arriving: set[str] = set()
+        for operation in ASYNCAPI["operations"].values():
+            received = operation["action"] == "receive"
+            arriving |= set(
+                map(_payload, operation["messages"] if received else operation["reply"]["messages"])
+            )
+        assert arriving == {f"./{name}.schema.json" for name in [*SERVER, "envelope"]}
+
+
+def _payload(message: dict[str, str]) -> str:
+    """The schema file behind a reference to one of the channel's messages."""
+    payload: str = ASYNCAPI["components"]["messages"][message["$ref"].rpartition("/")[2]]["payload"]["$ref"]
+    return payload
