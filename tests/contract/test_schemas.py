@@ -116,6 +116,13 @@ def test_has_at_least_two_valid_and_four_invalid_examples(name: str) -> None:
     assert len(list(SCHEMAS.glob(f"examples/{name}/invalid/*.json"))) >= 4
 
 
+@pytest.mark.parametrize("name", MESSAGES)
+def test_only_an_object_is_a_message(name: str) -> None:
+    values: list[Any] = [[], "text", 1, None]
+    for instance in values:
+        assert _refusals(name, instance) == [("", "type")]
+
+
 def test_every_folder_of_examples_belongs_to_a_schema() -> None:
     assert sorted(path.name for path in (SCHEMAS / "examples").iterdir()) == MESSAGES
 
