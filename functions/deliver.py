@@ -1,6 +1,5 @@
 """Deliver: post one message to one batch of connections and say what became of each."""
 
-import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,11 +22,10 @@ reported as failed rather than lost with the invocation."""
 
 @dataclass(frozen=True)
 class Dependencies:
-    """What `deliver` works with; the runner's one event loop lets HTTP connections outlive an invocation."""
+    """What `deliver` works with; the gateway's HTTP connections outlive an invocation."""
 
     gateway: Gateway
     connections: Connections
-    runner: asyncio.Runner
 
 
 @cache
@@ -37,7 +35,6 @@ def dependencies() -> Dependencies:
     return Dependencies(
         Gateway(config.connections_endpoint, session(), config.post_concurrency),
         Connections(client("dynamodb"), config.connections_table),
-        asyncio.Runner(),
     )
 
 
@@ -51,7 +48,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     posted = deliver(event, started + seconds, dependencies())
     result = summarise(posted)
     counts = {key: result[key] for key in ("delivered", "gone", "failed", "retries")}
-    for name, value in counts.items():
+    for name, value in {**counts, "throttled": posted.throttled}.items():
         metrics.add_metric(name.capitalize(), MetricUnit.Count, value)
     milliseconds = round((time.monotonic() - started) * 1000)
     metrics.add_metric("DeliveryLatency", MetricUnit.Milliseconds, milliseconds)
@@ -68,7 +65,7 @@ def deliver(batch: dict[str, Any], deadline: float, using: Dependencies) -> Post
     never hears again. A row that cannot be deleted costs a 410 next time, and nothing else.
     """
     recipients = [Recipient.parse(row) for row in batch["connections"]]
-    posted = using.runner.run(using.gateway.post(recipients, batch["envelope"].encode(), deadline))
+    posted = using.gateway.post(recipients, batch["envelope"].encode(), deadline)
     gone = [who for who, outcome in posted.outcomes if outcome == "gone" and not who.in_handshake()]
     if gone:
         with ThreadPoolExecutor(max_workers=8) as threads:

@@ -1,26 +1,33 @@
 """Posting to WebSocket connections through API Gateway's `@connections` callbacks.
 
-`Gateway.post` carries one body to many connections at once over kept-alive HTTP connections. Each recipient
-ends in exactly one outcome, whatever happens to the others:
+`Gateway.post` carries one body to many connections at once over kept-alive HTTP connections, from one thread
+and without an event loop: see docs/delivery.md for what that is worth. Each recipient ends in exactly one
+outcome, whatever happens to the others:
 
     delivered   API Gateway took the message for the connection (200)
     gone        the connection is closed (410)
     failed      refused (4xx), or still failing when the attempts or the time ran out
 
-At least once: an attempt whose answer was lost may have been delivered, and is repeated.
+At least once: a post whose answer was lost may have been delivered, and is repeated.
 """
 
-import asyncio
+import heapq
+import itertools
 import random
+import selectors
+import socket
 import ssl
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from functions.shared.connections import epoch
 from functions.shared.signing import PostSigner
+from functions.shared.wire import BROKEN, Address, Wire
 
 Outcome = Literal["delivered", "gone", "failed"]
 
@@ -31,11 +38,21 @@ not opened the socket yet: its row is kept, and the post is tried again."""
 ATTEMPTS = 5
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 2.0
-POST_TIMEOUT_SECONDS = 5.0
-"""A post takes milliseconds; one that takes this long is repeated on a fresh connection."""
+POST_TIMEOUT_SECONDS = 3.0
+POST_TIMEOUTS = 2
+"""A post takes milliseconds; one that takes this long is repeated on a fresh connection, once: the batch, and
+with it the partition's next page, waits for the last of its posts."""
 
-SIGNATURE_LIFETIME_SECONDS = 60
-"""Signatures hold for five minutes; a minute leaves room for clocks that differ, and follows rotated keys."""
+IDLE_SECONDS = 20
+"""A connection that idled longer is not used again: it may have died without a word, in a Lambda freeze most
+likely."""
+
+ADDRESS_SECONDS = 60
+"""How long a name resolution is used, as long as API Gateway's own records last."""
+
+SIGNATURE_SECONDS = 60
+"""Signatures hold for five minutes; a minute leaves room for clocks that differ, and follows rotated
+credentials."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +77,10 @@ class Recipient:
 class Posted:
     """What became of a batch; `outcomes` holds every recipient once, in the order given."""
 
-    outcomes: list[tuple[Recipient, Outcome]] = field(default_factory=list)
+    outcomes: list[tuple[Recipient, Outcome]]
     retries: int = 0
+    throttled: int = 0
+    """Answers 429, whatever became of their recipients in the end."""
 
     def count(self, outcome: Outcome) -> int:
         """How many recipients ended so."""
@@ -69,7 +88,10 @@ class Posted:
 
 
 class Gateway:
-    """The connections endpoint of one API stage. Keep it: its HTTP connections outlive a call."""
+    """The connections endpoint of one API stage.
+
+    Keep it: its HTTP connections outlive a call. Not thread-safe.
+    """
 
     def __init__(self, endpoint: str, session: Any, concurrency: int) -> None:
         """Open nothing yet.
@@ -79,118 +101,219 @@ class Gateway:
         """
         self._endpoint = endpoint.rstrip("/")
         self._session = session
-        self._pool = _Pool(self._endpoint, concurrency)
+        self._concurrency = concurrency
+        self._wires = _Wires(self._endpoint)
 
-    async def post(self, recipients: Sequence[Recipient], body: bytes, deadline: float) -> Posted:
-        """Post `body` to every recipient; return within a moment of `deadline` (`time.monotonic` seconds).
+    def post(self, recipients: Sequence[Recipient], body: bytes, deadline: float) -> Posted:
+        """Post `body` to every recipient; return when all are settled, or at the deadline.
 
-        Transient answers (429, 5xx, timeouts, resets, and 410 during the handshake) are repeated with full
-        jitter, up to ATTEMPTS posts each. A recipient that waits holds no HTTP connection, so none waits for
-        another.
+        `deadline` is in seconds of `time.monotonic`. Transient answers (429, 5xx, timeouts, resets, and 410 during the handshake) are repeated with full
+        jitter, up to ATTEMPTS posts each. A recipient that waits holds no HTTP connection, and one that does
+        not answer holds only its own, so none waits for another. What the deadline cuts off is reported as it
+        stands.
         """
-        posted = Posted()
-        signer = self._signer(body)
+        return _Batch(self._wires, self._signer, self._concurrency, body, deadline).post(recipients)
 
-        async def one(recipient: Recipient) -> Outcome:
-            outcome: Outcome = "failed"
-            for attempt in range(ATTEMPTS):
-                if attempt:
-                    ceiling = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2**attempt)
-                    pause = random.uniform(0, ceiling)  # noqa: S311 - jitter needs no secrecy
-                    if time.monotonic() + pause >= deadline:
-                        break
-                    posted.retries += 1
-                    await asyncio.sleep(pause)
-                status = await self._pool.request(signer().head(recipient.connection_id) + body, deadline)
-                match status:
-                    case 200:
-                        return "delivered"
-                    case 410:
-                        outcome = "gone"
-                        if not recipient.in_handshake():
-                            break
-                    case None | 429:
-                        outcome = "failed"
-                    case _:
-                        outcome = "failed"
-                        if status < 500:
-                            break
-            return outcome
-
-        outcomes = await asyncio.gather(*(one(recipient) for recipient in recipients))
-        posted.outcomes = list(zip(recipients, outcomes, strict=True))
-        return posted
-
-    def _signer(self, body: bytes) -> Callable[[], PostSigner]:
-        """The signer to use now: a new one each SIGNATURE_LIFETIME_SECONDS, or when credentials rotate."""
-        made: tuple[float, Any, PostSigner] | None = None
-
-        def current() -> PostSigner:
-            nonlocal made
-            credentials = self._session.get_credentials().get_frozen_credentials()
-            now = time.monotonic()
-            if made is None or now - made[0] >= SIGNATURE_LIFETIME_SECONDS or made[1] != credentials:
-                region = self._session.region_name
-                made = (now, credentials, PostSigner(self._endpoint, region, credentials, body))
-            return made[2]
-
-        return current
+    def _signer(self, body: bytes) -> PostSigner:
+        credentials = self._session.get_credentials().get_frozen_credentials()
+        return PostSigner(self._endpoint, self._session.region_name, credentials, body)
 
 
-class _Pool:
-    """Kept-alive HTTP/1.1 connections to one origin, opened when needed and reused last in, first out."""
+@dataclass(slots=True, eq=False)
+class _Post:
+    recipient: Recipient
+    attempts: int = 0
+    timeouts: int = 0
+    outcome: Outcome = "failed"
 
-    def __init__(self, endpoint: str, size: int) -> None:
+
+class _Batch:
+    """One call of `Gateway.post`: a post is ready, in flight on a wire, resting before a retry, or settled."""
+
+    def __init__(
+        self,
+        wires: "_Wires",
+        signer: Callable[[bytes], PostSigner],
+        concurrency: int,
+        body: bytes,
+        deadline: float,
+    ) -> None:
+        self._wires = wires
+        self._make_signer = signer
+        self._concurrency = concurrency
+        self._body = body
+        self._deadline = deadline
+        self._renew_signer(time.monotonic())
+        self._ready: deque[_Post] = deque()
+        self._flying: dict[Wire, tuple[float, _Post]] = {}  # oldest first, with its time-out
+        self._resting: list[tuple[float, int, _Post]] = []
+        self._unsettled = 0
+        self._posted = Posted([])
+
+    def post(self, recipients: Sequence[Recipient]) -> Posted:
+        posts = [_Post(recipient) for recipient in recipients]
+        self._ready.extend(posts)
+        self._unsettled = len(posts)
+        while self._unsettled and (now := time.monotonic()) < self._deadline:
+            self._wake(now)
+            self._launch(now)
+            for wire in self._wires.wait(self._next_moment() - now):
+                self._advance(wire)
+            self._expire(time.monotonic())
+        for wire in self._flying:
+            self._wires.drop(wire)
+        self._posted.outcomes = [(post.recipient, post.outcome) for post in posts]
+        return self._posted
+
+    def _wake(self, now: float) -> None:
+        while self._resting and self._resting[0][0] <= now:
+            self._ready.append(heapq.heappop(self._resting)[2])
+            self._posted.retries += 1
+
+    def _renew_signer(self, now: float) -> None:
+        self._signer = self._make_signer(self._body)
+        self._signed_until = now + SIGNATURE_SECONDS
+
+    def _launch(self, now: float) -> None:
+        if now >= self._signed_until:
+            self._renew_signer(now)
+        while self._ready and len(self._flying) < self._concurrency:
+            post = self._ready.popleft()
+            try:
+                wire = self._wires.take(now, self._deadline)
+            except BROKEN:
+                self._settle(post, None)
+                continue
+            self._flying[wire] = now + POST_TIMEOUT_SECONDS, post
+            self._start(wire, post)
+
+    def _start(self, wire: Wire, post: _Post) -> None:
+        try:
+            wire.start(self._signer.head(post.recipient.connection_id) + self._body)
+            self._wires.watch(wire)
+        except BROKEN:
+            self._lose(wire)
+
+    def _advance(self, wire: Wire) -> None:
+        if wire not in self._flying:
+            # An idle wire has something to say: it is closing.
+            self._wires.drop(wire)
+            return
+        try:
+            status = wire.advance()
+        except BROKEN:
+            self._lose(wire)
+            return
+        if status is None:
+            self._wires.watch(wire)
+            return
+        _, post = self._flying.pop(wire)
+        self._settle(post, status)
+        self._wires.give_back(wire)
+
+    def _lose(self, wire: Wire) -> None:
+        """Replace a wire that broke; one that had idled may have died long ago, and its post did not fail."""
+        _, post = self._flying.pop(wire)
+        self._wires.drop(wire)
+        if wire.used and not wire.answering:
+            self._ready.appendleft(post)
+        else:
+            self._settle(post, None)
+
+    def _expire(self, now: float) -> None:
+        overdue = itertools.takewhile(lambda flight: flight[1][0] <= now, self._flying.items())
+        for wire, (_, post) in list(overdue):
+            del self._flying[wire]
+            self._wires.drop(wire)
+            post.timeouts += 1
+            self._settle(post, None)
+
+    def _settle(self, post: _Post, status: int | None) -> None:
+        """Take note of an answer (None: there was none), and rest the post if it is worth repeating."""
+        post.attempts += 1
+        post.outcome = "delivered" if status == 200 else "gone" if status == 410 else "failed"
+        self._posted.throttled += status == 429
+        transient = (
+            post.recipient.in_handshake()
+            if status == 410
+            else status is None or status == 429 or status >= 500
+        )
+        if transient and post.attempts < ATTEMPTS and post.timeouts < POST_TIMEOUTS:
+            longest = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2**post.attempts)
+            wake = time.monotonic() + random.uniform(0, longest)  # noqa: S311 - jitter needs no secrecy
+            heapq.heappush(self._resting, (wake, id(post), post))
+        else:
+            self._unsettled -= 1
+
+    def _next_moment(self) -> float:
+        """When something is to be done even if no answer comes."""
+        moments = [self._deadline]
+        if self._resting:
+            moments.append(self._resting[0][0])
+        if self._flying:
+            moments.append(next(iter(self._flying.values()))[0])
+        return min(moments)
+
+
+class _Wires:
+    """The HTTP connections to one origin: opened as they are needed, and reused last in, first out."""
+
+    def __init__(self, endpoint: str) -> None:
         url = urlsplit(endpoint)
         self._host = url.hostname or ""
         self._port = url.port or {"https": 443, "http": 80}[url.scheme]
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
-        self._slots = asyncio.Semaphore(size)
-        self._idle: list[_Stream] = []
+        self._tls_session: ssl.SSLSession | None = None
+        self._selector = selectors.DefaultSelector()
+        self._watched: dict[Wire, int] = {}
+        self._idle: list[tuple[float, Wire]] = []
+        self._resolver = ThreadPoolExecutor(max_workers=1, thread_name_prefix="resolver")
+        self._addresses: Iterator[Address] = iter(())
+        self._addresses_until = 0.0
+        self._unresolved_until = 0.0
 
-    async def request(self, request: bytes, deadline: float) -> int | None:
-        """The status that answers `request`; None when none came by POST_TIMEOUT_SECONDS or `deadline`.
+    def take(self, now: float, deadline: float) -> Wire:
+        """An idle wire, or a new one. Raises one of BROKEN when the host has no address."""
+        while self._idle:
+            idle_since, wire = self._idle.pop()
+            if now - idle_since < IDLE_SECONDS:
+                return wire
+            self.drop(wire)
+        if now < self._unresolved_until:
+            raise OSError(f"{self._host} was not resolved a moment ago")
+        if now >= self._addresses_until:
+            self._unresolved_until = now + FIRST_BACKOFF_SECONDS
+            # The resolver cannot be interrupted, and may take longer than there is time.
+            found = self._resolver.submit(socket.getaddrinfo, self._host, self._port, type=socket.SOCK_STREAM)
+            entries = found.result(timeout=max(0, min(POST_TIMEOUT_SECONDS, deadline - now)))
+            self._addresses = itertools.cycle([(entry[0], entry[4]) for entry in entries])
+            self._addresses_until, self._unresolved_until = now + ADDRESS_SECONDS, 0.0
+        return Wire(next(self._addresses), self._host, self._tls, self._tls_session)
 
-        A kept connection that turns out dead, as all do after a Lambda freeze, is replaced at once and does
-        not count as a failure.
-        """
-        async with self._slots:
-            try:
-                async with asyncio.timeout(min(POST_TIMEOUT_SECONDS, deadline - time.monotonic())):
-                    while self._idle:
-                        try:
-                            return await self._exchange(self._idle.pop(), request)
-                        except _BROKEN:
-                            continue
-                    stream = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
-                    return await self._exchange(stream, request)
-            except (TimeoutError, *_BROKEN):
-                return None
+    def watch(self, wire: Wire) -> None:
+        """Have `wait` report the wire when it is ready for what it wants."""
+        watched = self._watched.get(wire)
+        if watched is None:
+            self._selector.register(wire, wire.wants, wire)
+        elif watched != wire.wants:
+            self._selector.modify(wire, wire.wants, wire)
+        self._watched[wire] = wire.wants
 
-    async def _exchange(self, stream: "_Stream", request: bytes) -> int:
-        reader, writer = stream
-        try:
-            writer.write(request)
-            head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            fields = dict(line.split(b":", 1) for line in head.split(b"\r\n")[1:-2])
-            if b"chunked" in fields.get(b"transfer-encoding", b""):
-                while size := int(await reader.readline(), 16):
-                    await reader.readexactly(size + 2)
-                await reader.readuntil(b"\r\n")
-            else:
-                await reader.readexactly(int(fields.get(b"content-length", 0)))
-            status = int(head[9:12])
-        except BaseException:
-            writer.close()
-            raise
-        if b"close" in fields.get(b"connection", b""):
-            writer.close()
-        else:
-            self._idle.append(stream)
-        return status
+    def wait(self, seconds: float) -> list[Wire]:
+        """The wires that are ready, after at most so many seconds."""
+        return [key.data for key, _ in self._selector.select(max(0, seconds))]
 
+    def give_back(self, wire: Wire) -> None:
+        """Keep a wire whose answer is complete for the next request, if its server agrees."""
+        if not wire.reusable:
+            self.drop(wire)
+            return
+        self._tls_session = self._tls_session or wire.tls_session()
+        self._idle.append((time.monotonic(), wire))
 
-_Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-_BROKEN = (OSError, EOFError, asyncio.LimitOverrunError, ValueError)
-"""What a broken connection or a malformed answer raises; TLS and DNS failures are OSErrors."""
+    def drop(self, wire: Wire) -> None:
+        """Close a wire, idle or not."""
+        if self._watched.pop(wire, None) is not None:
+            self._selector.unregister(wire)
+        self._idle = [entry for entry in self._idle if entry[1] is not wire]
+        wire.close()

@@ -79,7 +79,7 @@ class Handover:
         self._retention_seconds = retention_seconds
 
     def hand_over(self, batch: Mapping[str, Any]) -> HandedOver:
-        """Publish the users of an `offline-batch` who hold no other live connection and are not yet claimed."""
+        """Publish those users of an `offline-batch` who hold no other live connection and are not claimed."""
         missed = missed_users(batch["undelivered"])
         with ThreadPoolExecutor(max_workers=WORKERS) as threads:
             claimed = list(

@@ -128,7 +128,7 @@ def load(kind: type[T], environ: Mapping[str, str] = os.environ) -> T:
             continue
         try:
             values[field.name] = PARSERS.get(hints[field.name], str)(text)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             problems.append(f"{variable}: {error}")
     if not problems:
         try:
