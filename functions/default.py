@@ -15,7 +15,7 @@ from os import urandom
 from typing import Any
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from functions.shared import broadcasts, errors, messages, settings, tokens
 from functions.shared.clients import client
@@ -161,7 +161,8 @@ def authorise(frame: Message, connection: Connection, roles: settings.Roles) -> 
         raise errors.Forbidden(
             faults=[Fault("/action", f"{action} is not open to the role {role}", f"it may send {allowed}")]
         )
-    if permission.own_shelter_only and frame.get("shelterId") != connection.shelter_id:
+    own_only = permission.own_shelter_only and action == "shelter_update"
+    if own_only and frame["shelterId"] != connection.shelter_id:
         fix = (
             f"use {connection.shelter_id}"
             if connection.shelter_id
@@ -214,6 +215,6 @@ def _close(connection_id: str, last_words: str, gateway: Any) -> None:
     try:
         gateway.post_to_connection(ConnectionId=connection_id, Data=last_words.encode())
         gateway.delete_connection(ConnectionId=connection_id)
-    except ClientError as error:
+    except (BotoCoreError, ClientError) as error:
         # Whatever is the matter, the client finds out by itself: its next ping goes unanswered.
-        logger.info("connection not closed", extra={"reason": error.response["Error"]["Code"]})
+        logger.info("connection not closed", extra={"reason": str(error)})

@@ -107,10 +107,10 @@ class Gateway:
     def post(self, recipients: Sequence[Recipient], body: bytes, deadline: float) -> Posted:
         """Post `body` to every recipient; return when all are settled, or at the deadline.
 
-        `deadline` is in seconds of `time.monotonic`. Transient answers (429, 5xx, timeouts, resets, and 410 during the handshake) are repeated with full
-        jitter, up to ATTEMPTS posts each. A recipient that waits holds no HTTP connection, and one that does
-        not answer holds only its own, so none waits for another. What the deadline cuts off is reported as it
-        stands.
+        `deadline` is in seconds of `time.monotonic`. Transient answers (429, 5xx, timeouts, resets, and 410
+        during the handshake) are repeated with full jitter, up to ATTEMPTS posts each. A recipient that waits
+        holds no HTTP connection, and one that does not answer holds only its own, so none waits for another.
+        What the deadline cuts off is reported as it stands.
         """
         return _Batch(self._wires, self._signer, self._concurrency, body, deadline).post(recipients)
 
@@ -128,7 +128,7 @@ class _Post:
 
 
 class _Batch:
-    """One call of `Gateway.post`: a post is ready, in flight on a wire, resting before a retry, or settled."""
+    """One call of `Gateway.post`: a post is ready, in flight, resting before a retry, or settled."""
 
     def __init__(
         self,

@@ -150,4 +150,4 @@ def audiences_of(connection: Connection) -> list[str]:
 
 
 def _id_before(identifier: str) -> str:
-    return uuid7(id_time(identifier) - CLOCK_SKEW_SECONDS, bytes(10))
+    return uuid7(max(0, id_time(identifier) - CLOCK_SKEW_SECONDS), bytes(10))

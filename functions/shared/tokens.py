@@ -29,6 +29,7 @@ REASONS: dict[type[Exception], str] = {
     exceptions.InvalidSubjectError: "claims",
     exceptions.PyJWKClientConnectionError: "keys unreachable",
     exceptions.PyJWKClientError: "key",
+    exceptions.PyJWKSetError: "key",
 }
 
 
@@ -110,7 +111,11 @@ class Verifier:
 
     def _key(self, token: str) -> Any:
         if self._jwks:
-            return self._jwks.get_signing_key_from_jwt(token)
+            try:
+                return self._jwks.get_signing_key_from_jwt(token)
+            except (OSError, ValueError):
+                # PyJWT leaves these as they are: a connection that breaks, an answer that is not JSON.
+                raise TokenRefused("keys unreachable") from None
         now = self._clock()
         if self._secret is None or self._secret[1] <= now:
             answer = self._secrets.get_secret_value(SecretId=self._settings.jwt_secret_arn)

@@ -1,7 +1,8 @@
 """JSON Schema validation whose outcome a person can act on: every fault, by pointer, with its fix."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ MAX_DEPTH = 32
 """How deep a payload may nest: far beyond any real message, and safely within every JSON parser's limits."""
 
 MAX_FAULTS = 20
-"""How many faults are listed, so that an answer about a hopeless input still fits one frame."""
+MAX_POINTER = 200
+"""How many faults are listed, and up to how many characters a pointer goes on into the input: an answer about
+a hopeless input still fits one frame."""
 
 
 def parse_object(text: str) -> dict[str, Any]:
@@ -43,15 +46,31 @@ def validate(schema: str, instance: Any) -> None:
     Raises `InvalidMessage` listing up to MAX_FAULTS faults. No fault repeats a value that was sent: it might
     be a secret in the wrong place.
     """
+    try:
+        json.dumps(instance, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        problem = "holds half of a surrogate pair, or a number too large to pass on"
+        fix = "send whole characters and numbers that fit a double"
+        raise InvalidMessage(faults=[Fault("", problem, fix)]) from None
+    except RecursionError:
+        raise InvalidMessage(faults=[too_deep("")]) from None
     deep = [too_deep(pointer) for pointer in _deeper_than(instance, MAX_DEPTH)]
     if deep:
-        raise InvalidMessage(faults=deep[:MAX_FAULTS])
+        raise InvalidMessage(faults=_listed(deep))
+    faults = [fault for error in _validator(schema).iter_errors(instance) for fault in _faults(error)]
+    if faults:
+        raise InvalidMessage(faults=_listed(faults))
+
+
+def _listed(faults: Iterable[Fault]) -> list[Fault]:
+    """The first fault of each place in order, as many and as long as fit one frame."""
     found: dict[str, Fault] = {}
-    for error in _validator(schema).iter_errors(instance):
-        for fault in _faults(error):
-            found.setdefault(fault.pointer, fault)
-    if found:
-        raise InvalidMessage(faults=sorted(found.values(), key=lambda fault: fault.pointer)[:MAX_FAULTS])
+    for fault in faults:
+        pointer = fault.pointer
+        while len(pointer) > MAX_POINTER:
+            pointer = pointer.rpartition("/")[0]
+        found.setdefault(pointer, replace(fault, pointer=pointer))
+    return [found[pointer] for pointer in sorted(found)][:MAX_FAULTS]
 
 
 def too_deep(pointer: str) -> Fault:

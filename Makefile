@@ -1,0 +1,58 @@
+# Every target works from a fresh clone: whatever it needs is installed into .venv/ first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MUSTER := $(BIN)/muster
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up down test check build fmt clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## Show the whole pipeline at work on an embedded AWS, check every receipt, clean up
+	$(MUSTER) demo
+
+up: $(READY) ## Start the local stack and leave it running
+	$(MUSTER) up
+
+down: $(READY) ## Destroy and stop the local stack
+	$(MUSTER) down
+
+test: $(READY) ## Run all tests; the local stack they need starts and ends with them
+	$(BIN)/pytest
+
+check: export TF_DATA_DIR := $(CURDIR)/build/cache/terraform-check
+check: $(READY) ## Lint, types, Terraform and contracts: fast, and nothing is started
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(MUSTER) terraform fmt -check -diff -recursive
+	$(MUSTER) terraform init -backend=false -input=false
+	$(MUSTER) terraform validate
+	$(MUSTER) terraform test
+	$(BIN)/pytest tests/contract
+
+build: $(READY) ## Build build/functions.zip and build/layer.zip for AWS Lambda
+	$(MUSTER) build
+
+fmt: $(READY) ## Format Python and Terraform
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+	$(MUSTER) terraform fmt -recursive
+
+clean: ## Stop the local stack; remove .venv/, build/ and caches
+	@if [ -x $(MUSTER) ]; then $(MUSTER) down; fi
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The functions' own pins are constraints, so that tests run with what is deployed.
+$(READY): pyproject.toml functions/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo "Muster needs Python 3.11 or newer as $(PYTHON): name another one, make PYTHON=python3.13" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[dev]' --constraint functions/requirements.txt
+	@touch $@

@@ -1,0 +1,319 @@
+"""Starting broadcasts from a service, and waiting for their receipts.
+
+    broadcaster = Broadcaster(state_machine_arn)
+    execution = broadcaster.start("alert", {"roles": ["first_responder"]}, {"text": "..."}, name="flood-17")
+    receipt = broadcaster.wait(execution, timeout=60)
+
+What it raises:
+
+    MusterError
+    └── BroadcastError              also by itself: Step Functions cannot be called
+        ├── InvalidName             the name breaks the rules of Step Functions; also a ValueError
+        ├── IdempotencyConflict     the name was used for a different broadcast
+        ├── BroadcastFailed         the execution ended without a receipt; carries error, cause and execution
+        │   └── InvalidBroadcast    the request was refused; carries every fault
+        └── BroadcastTimeout        no receipt in time; also a TimeoutError
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, Self
+from uuid import uuid4
+
+from muster.errors import MusterError
+from muster.faults import parse_faults
+
+if TYPE_CHECKING:
+    from muster.outputs import Outputs
+
+MessageType = Literal["alert", "shelter_update", "broadcast"]
+Offline = Literal["fallback", "always", "never"]
+
+NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
+"""What Step Functions takes as a name and CloudWatch can log. [StartExecution]"""
+
+POLL_SECONDS = (0.1, 1.0)
+"""The first and the longest pause between two looks at an execution."""
+
+CONSISTENCY_SECONDS = 5.0
+"""How long a started execution may stay unknown: [DescribeExecution is eventually consistent]"""
+
+
+class BroadcastError(MusterError):
+    """Base of what a `Broadcaster` raises."""
+
+
+class InvalidName(BroadcastError, ValueError):
+    """The name cannot be the name of an execution."""
+
+
+class IdempotencyConflict(BroadcastError):
+    """The name was used, within the last 90 days, for a different broadcast: nothing was started."""
+
+
+class BroadcastFailed(BroadcastError):
+    """The execution ended without a receipt. What was recorded before still reaches clients on resume."""
+
+    def __init__(
+        self, message: str, *, execution: Execution, error: str, cause: str, fix: str | None = None
+    ) -> None:
+        super().__init__(message, fix=fix)
+        self.execution = execution
+        self.error = error
+        self.cause = cause
+
+
+class InvalidBroadcast(BroadcastFailed):
+    """The request was refused before anything was sent. `faults` lists everything that is wrong with it."""
+
+    def __init__(self, execution: Execution, cause: str) -> None:
+        self.faults = parse_faults(json.loads(cause)["faults"])
+        super().__init__(
+            f"The broadcast was refused: {len(self.faults)} fault(s) in the request.",
+            execution=execution,
+            error="InvalidBroadcast",
+            cause=cause,
+            fix="\n".join(str(fault) for fault in self.faults),
+        )
+
+
+class BroadcastTimeout(BroadcastError, TimeoutError):
+    """The receipt did not come in time; the broadcast goes on, and waiting again is safe."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A started broadcast."""
+
+    arn: str
+    already_started: bool = False
+    """True when this name had started the same broadcast before and nothing new was started.
+    Step Functions does not tell a repeat while the first is still running: then it is False."""
+
+    @property
+    def name(self) -> str:
+        """The idempotency key."""
+        return self.arn.rpartition(":")[2]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A part of an audience: a user, a shelter, or a shard of a role or of everybody."""
+
+    scope: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of a broadcast. audience = delivered + gone + failed, counted in connections."""
+
+    id: str
+    """The message id that every recipient sees."""
+    type: MessageType
+    audience: int
+    delivered: int
+    gone: int
+    failed: int
+    offline: int
+    """Users handed to SNS because no connection of theirs took the message."""
+    offline_failed: int
+    """Users whose hand-over to SNS failed; the message still waits for their resume."""
+    pages: int
+    retries: int
+    partitions: int
+    unreached: tuple[Partition, ...]
+    """Partitions whose fan-out failed, published to SNS as a whole."""
+    notified: bool
+    """Whether the message was published to SNS for the whole target."""
+    started_at: datetime
+    duration_ms: int
+
+    @classmethod
+    def parse(cls, output: Mapping[str, Any]) -> Self:
+        """Take a receipt as `schemas/receipt.schema.json` has it."""
+        return cls(
+            id=output["id"],
+            type=output["type"],
+            audience=output["audience"],
+            delivered=output["delivered"],
+            gone=output["gone"],
+            failed=output["failed"],
+            offline=output["offline"],
+            offline_failed=output["offlineFailed"],
+            pages=output["pages"],
+            retries=output["retries"],
+            partitions=output["partitions"],
+            unreached=tuple(Partition(part["scope"], part["value"]) for part in output["unreached"]),
+            notified=output["notified"],
+            started_at=datetime.fromisoformat(output["startedAt"]),
+            duration_ms=output["durationMs"],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form that `parse` takes."""
+        return {
+            "id": self.id,
+            "type": self.type,
+            "audience": self.audience,
+            "delivered": self.delivered,
+            "gone": self.gone,
+            "failed": self.failed,
+            "offline": self.offline,
+            "offlineFailed": self.offline_failed,
+            "pages": self.pages,
+            "retries": self.retries,
+            "partitions": self.partitions,
+            "unreached": [{"scope": part.scope, "value": part.value} for part in self.unreached],
+            "notified": self.notified,
+            "startedAt": self.started_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "durationMs": self.duration_ms,
+        }
+
+
+class Broadcaster:
+    """Starts broadcasts of one deployment. Needs what the Terraform output publisher_policy_json allows.
+
+    Safe to share between threads, as boto3 clients are.
+    """
+
+    def __init__(self, state_machine_arn: str, client: Any = None) -> None:
+        """`client` is a boto3 Step Functions client; by default one in the state machine's own region."""
+        if client is None:
+            import boto3  # noqa: PLC0415 - slow to import
+
+            client = boto3.client("stepfunctions", region_name=state_machine_arn.split(":")[3])
+        self._state_machine_arn = state_machine_arn
+        self._client = client
+
+    @classmethod
+    def from_outputs(cls, outputs: Outputs) -> Self:
+        """Return a broadcaster for the deployment with these outputs."""
+        return cls(outputs.broadcast_state_machine_arn, outputs.client("stepfunctions"))
+
+    def start(
+        self,
+        type: MessageType,
+        target: Mapping[str, Any],
+        payload: Mapping[str, Any],
+        *,
+        offline: Offline = "fallback",
+        shelter_id: str | None = None,
+        sender: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> Execution:
+        """Start a broadcast and return at once; `schemas/broadcast.schema.json` describes the request.
+
+        `name` is the idempotency key: within 90 days the same name starts one broadcast, however often and
+        from wherever it is called. Without one, only botocore's own retries of this call are covered.
+        Raises `InvalidName`, `IdempotencyConflict` or `BroadcastError`; `wait` tells whether it was accepted.
+        """
+        name = uuid4().hex if name is None else name
+        if not NAME.fullmatch(name):
+            raise InvalidName(
+                f"{name!r} cannot name a broadcast.",
+                fix="Use 1 to 80 of the characters A-Z, a-z, 0-9, - and _.",
+            )
+        request: dict[str, Any] = {"type": type, "target": target, "payload": payload, "offline": offline}
+        if shelter_id is not None:
+            request["shelterId"] = shelter_id
+        if sender is not None:
+            request["sender"] = sender
+        # Sorted, because Step Functions compares the inputs of one name as text.
+        text = json.dumps(request, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        with _translated("started"):
+            try:
+                answer = self._client.start_execution(
+                    stateMachineArn=self._state_machine_arn, name=name, input=text
+                )
+            except self._client.exceptions.ExecutionAlreadyExists:
+                return self._started_before(name, request)
+        return Execution(answer["executionArn"])
+
+    def execution(self, name: str) -> Execution:
+        """Return the execution of that name, such as the `execution` of an ack."""
+        machine = self._state_machine_arn.split(":")
+        return Execution(":".join([*machine[:5], "execution", machine[6], name]))
+
+    def wait(
+        self, execution: Execution, timeout: float, on_poll: Callable[[float], None] | None = None
+    ) -> Receipt:
+        """Return the receipt of a broadcast, looking every 0.1 s at first and every second later.
+
+        `on_poll` is told, after each look that found it running, how many seconds it has waited.
+        Raises `InvalidBroadcast`, `BroadcastFailed`, `BroadcastError`; after `timeout` s `BroadcastTimeout`.
+        """
+        started = time.monotonic()
+        pause, longest = POLL_SECONDS
+        while True:
+            described = self._describe(execution, patient=time.monotonic() - started < CONSISTENCY_SECONDS)
+            if described["status"] == "SUCCEEDED":
+                return Receipt.parse(json.loads(described["output"]))
+            if described["status"] != "RUNNING":
+                raise _failure(execution, described)
+            waited = time.monotonic() - started
+            if waited >= timeout:
+                raise BroadcastTimeout(
+                    f"The broadcast {execution.name} gave no receipt within {timeout:g} s.",
+                    fix=f"It goes on: look at {execution.arn}, or wait again.",
+                )
+            if on_poll:
+                on_poll(waited)
+            time.sleep(min(pause, timeout - waited))
+            pause = min(pause * 1.5, longest)
+
+    def _describe(self, execution: Execution, *, patient: bool) -> Mapping[str, Any]:
+        with _translated("followed"):
+            try:
+                answer: Mapping[str, Any] = self._client.describe_execution(executionArn=execution.arn)
+            except self._client.exceptions.ExecutionDoesNotExist:
+                if not patient:
+                    raise
+                return {"status": "RUNNING"}
+        return answer
+
+    def _started_before(self, name: str, request: Mapping[str, Any]) -> Execution:
+        earlier = Execution(self.execution(name).arn, already_started=True)
+        before = json.loads(self._client.describe_execution(executionArn=earlier.arn)["input"])
+        if before == request:
+            return earlier
+        keys = before.keys() | request.keys()
+        differing = sorted(key for key in keys if before.get(key) != request.get(key))
+        raise IdempotencyConflict(
+            f"The name {name} was already used for a broadcast that differs in {', '.join(differing)}.",
+            fix="Use a new name for a new broadcast; names are kept for 90 days.",
+        )
+
+
+def _failure(execution: Execution, described: Mapping[str, Any]) -> BroadcastFailed:
+    error = described.get("error") or described["status"]
+    cause = described.get("cause") or ""
+    if error == "InvalidBroadcast":
+        return InvalidBroadcast(execution, cause)
+    return BroadcastFailed(
+        f"The broadcast {execution.name} failed with {error}: {cause or 'no cause was given'}.",
+        execution=execution,
+        error=error,
+        cause=cause,
+        fix=f"See the execution {execution.arn} in Step Functions.",
+    )
+
+
+@contextmanager
+def _translated(done: str) -> Iterator[None]:
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - slow to import
+
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        raise BroadcastError(
+            f"The broadcast cannot be {done}: {error}.",
+            fix="Check the credentials, the region and the state machine's ARN.",
+        ) from error

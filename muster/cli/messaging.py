@@ -1,0 +1,313 @@
+"""`muster token`, `listen`, `send` and `broadcast`: talking to a deployment, local or on AWS."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from muster.broadcaster import Broadcaster, Execution, MessageType, Offline, Receipt
+from muster.cli.console import stderr, stdout
+from muster.cli.options import OutputsOption, StateDirOption, resolve_outputs
+from muster.client import Client, Refused
+from muster.errors import MusterError
+from muster.tokens import DEFAULT_LIFETIME, TokenIssuer, issue_token
+
+app = typer.Typer()
+
+SENDER = {"service": "muster-cli"}
+
+
+class JsonObject(dict[str, Any]):
+    """A JSON object given on the command line."""
+
+
+def json_object(text: str) -> JsonObject:
+    """Take a JSON object as text, from a file (`@file`) or from standard input (`-`)."""
+    try:
+        if text == "-":
+            text = sys.stdin.read()
+        elif text.startswith("@"):
+            text = Path(text[1:]).read_text()
+        value = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    if not isinstance(value, dict):
+        raise typer.BadParameter('this is JSON, but not an object: write {"name": value}.')
+    return JsonObject(value)
+
+
+def parse_target(values: Sequence[str]) -> dict[str, Any]:
+    """Turn `all`, `role:R`, `user:U` and `shelter:S` into a target; values of one kind add up."""
+    target: dict[str, Any] = {}
+    for value in values:
+        scope, _, name = value.partition(":")
+        if value == "all":
+            target["all"] = True
+        elif scope in ("role", "user", "shelter") and name:
+            names = target.setdefault(f"{scope}s", [])
+            if name not in names:
+                names.append(name)
+        else:
+            raise typer.BadParameter(f"{value!r} is none of all, role:R, user:U and shelter:S.")
+    if "all" in target and len(target) > 1:
+        raise typer.BadParameter("all already includes everybody else: name it alone.")
+    return target
+
+
+UserOption = Annotated[
+    str | None,
+    typer.Option(
+        "--user",
+        "-u",
+        metavar="USER_ID",
+        help="Connect as this user, with a token made for it.",
+        show_default=False,
+    ),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--token", metavar="JWT", help="Connect with this token. Default: MUSTER_TOKEN.", show_default=False
+    ),
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", metavar="URL", help="The websocket_url to connect to.", show_default=False),
+]
+TargetOption = Annotated[
+    list[str],
+    typer.Option(
+        "--to", metavar="TARGET", help="all, role:R, user:U or shelter:S. Repeat it to reach several."
+    ),
+]
+PayloadOption = Annotated[
+    JsonObject,
+    typer.Option(
+        "--payload",
+        metavar="JSON|@FILE|-",
+        parser=json_object,
+        help="What recipients get: a JSON object, a file with one, or standard input.",
+    ),
+]
+
+
+@app.command()
+def token(
+    user_id: Annotated[str, typer.Argument(metavar="USER_ID", help="The user, such as admin-ada.")],
+    ttl: Annotated[int, typer.Option(min=1, metavar="SECONDS", help="How long the token is valid.")] = int(
+        DEFAULT_LIFETIME.total_seconds()
+    ),
+    outputs: OutputsOption = None,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Print a JWT for a user.
+
+    For deployments that verify tokens with a secret, as the local stack does.
+    """
+    typer.echo(issue_token(resolve_outputs(outputs, state_dir), user_id, timedelta(seconds=ttl)))
+
+
+@app.command()
+def listen(
+    user: UserOption = None,
+    token: TokenOption = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID", help="Begin with what was sent since this message id.", show_default=False
+        ),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this many messages.", show_default=False)
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="Stop after this time.", show_default=False),
+    ] = None,
+    url: UrlOption = None,
+    outputs: OutputsOption = None,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Print every message to a user as one line of JSON.
+
+    Stays connected until Ctrl-C, reconnects and resumes when the connection is lost, and tells so on stderr.
+    Exits with 1 when --timeout passes before --count messages have arrived.
+    """
+    client = _client(user, token, url, outputs, state_dir, resume_after=resume)
+    narrator = logging.getLogger("muster.client")
+    narrator.setLevel(logging.INFO)
+    narrator.addHandler(logging.StreamHandler())
+    try:
+        printed = asyncio.run(_print_messages(client, count, timeout))
+    except KeyboardInterrupt:
+        raise typer.Exit(130 if count else 0) from None
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`| head -1`). Python would complain about stdout once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    if count and printed < count:
+        raise MusterError(f"{printed} of {count} messages arrived within {timeout:g} s.")
+
+
+@app.command()
+def send(
+    message: Annotated[
+        JsonObject,
+        typer.Argument(
+            metavar="JSON|@FILE|-", parser=json_object, help='The client message, such as {"action": "ping"}.'
+        ),
+    ],
+    user: UserOption = None,
+    token: TokenOption = None,
+    url: UrlOption = None,
+    outputs: OutputsOption = None,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Send one client message and print the reply as JSON.
+
+    Exits with 1 when the reply is an error.
+    """
+
+    async def exchange(client: Client) -> dict[str, Any]:
+        async with client:
+            return await client.send(message)
+
+    try:
+        reply, code = asyncio.run(exchange(_client(user, token, url, outputs, state_dir))), 0
+    except Refused as refusal:
+        reply, code = refusal.reply, 1
+    typer.echo(json.dumps(reply, ensure_ascii=False))
+    raise typer.Exit(code)
+
+
+@app.command()
+def broadcast(
+    to: TargetOption,
+    payload: PayloadOption,
+    type: Annotated[MessageType, typer.Option("--type", help="What kind of message it is.")] = "broadcast",
+    shelter_id: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="The shelter that a shelter_update is about.", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--id",
+            metavar="ID",
+            help="Makes it safe to repeat: the same id starts one broadcast.",
+            show_default=False,
+        ),
+    ] = None,
+    offline: Annotated[
+        Offline,
+        typer.Option(help="Publish to SNS for those not reached, for the whole target as well, or never."),
+    ] = "fallback",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the receipt and show it.")] = False,
+    timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long --wait waits.")] = 120.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+    state_machine_arn: Annotated[
+        str | None,
+        typer.Option(metavar="ARN", help="The broadcast state machine to start.", show_default=False),
+    ] = None,
+    outputs: OutputsOption = None,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Start a broadcast; with --wait, show what became of it.
+
+    Prints the execution's ARN, which is also where to look when --wait was not given.
+    """
+    if (type == "shelter_update") != (shelter_id is not None):
+        raise typer.BadParameter("a shelter_update needs --shelter-id, and the other types take none.")
+    broadcaster = (
+        Broadcaster(state_machine_arn)
+        if state_machine_arn
+        else Broadcaster.from_outputs(resolve_outputs(outputs, state_dir))
+    )
+    execution = broadcaster.start(
+        type, parse_target(to), payload, offline=offline, shelter_id=shelter_id, sender=SENDER, name=name
+    )
+    if execution.already_started:
+        stderr.print(f"The broadcast {execution.name} had been started before; nothing new was sent.")
+    receipt = _wait(broadcaster, execution, timeout) if wait else None
+    if as_json:
+        described = {"execution": execution.arn, "alreadyStarted": execution.already_started}
+        typer.echo(json.dumps(described | ({"receipt": receipt.to_dict()} if receipt else {})))
+    elif receipt:
+        stdout.print(_receipt_table(receipt))
+    else:
+        typer.echo(execution.arn)
+
+
+def _client(
+    user: str | None,
+    token: str | None,
+    url: str | None,
+    outputs_file: Path | None,
+    state_dir: Path | None,
+    *,
+    resume_after: str | None = None,
+) -> Client:
+    if token is None and user is None:
+        token = os.environ.get("MUSTER_TOKEN")
+    if (user is None) == (token is None):
+        raise typer.BadParameter("say who connects: either --user, or --token (or set MUSTER_TOKEN).")
+    if token and url:
+        return Client(url, token, resume_after=resume_after)
+    outputs = resolve_outputs(outputs_file, state_dir)
+    address = url or outputs.websocket_url
+    if token:
+        return Client(address, token, resume_after=resume_after)
+    issuer = TokenIssuer.from_outputs(outputs)
+    return Client(address, lambda: issuer.issue(str(user)), resume_after=resume_after)
+
+
+async def _print_messages(client: Client, count: int | None, timeout: float | None) -> int:
+    printed = 0
+    try:
+        async with asyncio.timeout(timeout), client:
+            async for message in client:
+                typer.echo(json.dumps(message, ensure_ascii=False))
+                printed += 1
+                if printed == count:
+                    break
+    except TimeoutError:
+        pass
+    return printed
+
+
+def _wait(broadcaster: Broadcaster, execution: Execution, timeout: float) -> Receipt:
+    with stderr.status("Broadcasting...") as status:
+        return broadcaster.wait(
+            execution, timeout, on_poll=lambda waited: status.update(f"Broadcasting... {waited:.1f} s")
+        )
+
+
+def _receipt_table(receipt: Receipt) -> Table:
+    table = Table(title="Receipt", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    rows: Mapping[str, object] = {
+        "message": f"{receipt.type} {receipt.id}",
+        "connections": receipt.audience,
+        "delivered": receipt.delivered,
+        "gone": receipt.gone,
+        "failed": receipt.failed,
+        "users handed to SNS": receipt.offline,
+        "hand-overs failed": receipt.offline_failed,
+        "partitions": receipt.partitions,
+        "unreached": ", ".join(part.value for part in receipt.unreached) or "none",
+        "published for all": "yes" if receipt.notified else "no",
+        "retries": receipt.retries,
+        "milliseconds": receipt.duration_ms,
+    }
+    for label, value in rows.items():
+        table.add_row(label, str(value))
+    return table

@@ -1,0 +1,100 @@
+"""`muster up`, `down`, `status`, `build` and `terraform`: the local stack and what is deployed."""
+
+import json
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from muster import bundle
+from muster.cli.console import progress, stdout
+from muster.cli.options import StateDirOption
+from muster.stack import DEFAULT_PORT, Stack
+from muster.terraform import become
+
+app = typer.Typer()
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
+
+
+@app.command()
+def up(
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help=f"Port on 127.0.0.1, {DEFAULT_PORT} by default; 0 takes a free one."
+        ),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Deploy to an emulator that runs already, such as LocalStack."),
+    ] = None,
+    state_dir: StateDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start the local stack, or bring the running one up to date.
+
+    Starts an embedded AWS on 127.0.0.1, builds the Lambda bundle, applies Terraform and seeds demo users.
+    It needs no account and no Docker, and does not use your AWS credentials.
+    """
+    with progress() as shown:
+        outputs = Stack(state_dir, port=port, endpoint=endpoint, progress=shown).up()
+    if as_json:
+        typer.echo(json.dumps(outputs.to_dict(), indent=2))
+        return
+    stdout.print(f"The local stack is up on {outputs.endpoint_url}", highlight=False)
+    stdout.print(f"Clients connect to {outputs.websocket_url}", highlight=False)
+    stdout.print("Try: muster listen --user admin-ada", highlight=False)
+
+
+@app.command()
+def down(state_dir: StateDirOption = None) -> None:
+    """Destroy what Terraform made, stop the local stack and remove its state."""
+    with progress() as shown:
+        was_up = Stack(state_dir, progress=shown).down()
+    stdout.print("The local stack is down." if was_up else "The local stack was not up.")
+
+
+@app.command()
+def status(state_dir: StateDirOption = None, as_json: JsonOption = False) -> None:
+    """Say what runs. Exits with 1 when the local stack is not up."""
+    stack = Stack(state_dir)
+    now = stack.status()
+    if as_json:
+        pid = now.process.pid if now.process else None
+        outputs = now.outputs.to_dict() if now.outputs else None
+        report = {"phase": now.phase, "endpoint_url": now.endpoint_url, "pid": pid, "outputs": outputs}
+        typer.echo(json.dumps(report, indent=2))
+    elif now.phase == "down":
+        stdout.print("The local stack is down. `muster up` starts it.")
+    else:
+        process = f", process {now.process.pid}, log {stack.log_file}" if now.process else ""
+        stdout.print(f"The local stack is {now.phase} on {now.endpoint_url}{process}")
+        if now.outputs:
+            stdout.print(f"Clients connect to {now.outputs.websocket_url}")
+    raise typer.Exit(0 if now.phase == "ready" else 1)
+
+
+@app.command()
+def build(
+    runtime: Annotated[str, typer.Option(help="Lambda runtime the layer is for.")] = bundle.RUNTIME,
+    arch: Annotated[
+        bundle.Architecture, typer.Option(help="Instruction set the layer is for.")
+    ] = bundle.ARCHITECTURE,
+    out: Annotated[Path, typer.Option(help="Directory to write to; Terraform's bundle_dir.")] = Path("build"),
+) -> None:
+    """Build functions.zip and layer.zip for AWS. The same commit gives the same bytes."""
+    with progress() as shown:
+        shown.step("Building the Lambda bundle")
+        made = bundle.build(out, runtime=runtime, architecture=arch)
+    for path in (made.functions, made.layer):
+        stdout.print(f"{path}  {path.stat().st_size / 1e6:.1f} MB", highlight=False)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    options_metavar="ARGS...",
+)
+def terraform(context: typer.Context) -> NoReturn:
+    """Run Terraform in terraform/, with the AWS provider from the registry or from a mirror on this disk."""
+    become(context.args)

@@ -1,0 +1,40 @@
+"""Every error that Muster raises on purpose.
+
+    MusterError                     one sentence, and a `fix` that says what to do about it
+    ├── OutputsError                no stack to talk to, or its outputs are unreadable
+    ├── BundleError                 the Lambda bundle cannot be built
+    ├── TerraformError              Terraform or its provider is missing, or a run failed
+    └── StackError                  the local stack cannot start, stop or be found
+
+The command line prints the sentence and the fix on stderr and exits with `exit_code`, without a trace.
+"""
+
+from typing import ClassVar
+
+
+class MusterError(Exception):
+    """An error meant for people: `str(error)` says what is wrong, `fix` the way out, if one is known."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, fix: str | None = None) -> None:
+        super().__init__(message)
+        self.fix = fix
+
+
+class OutputsError(MusterError):
+    """There is no stack to talk to, or the given Terraform outputs cannot be read."""
+
+    exit_code = 2
+
+
+class BundleError(MusterError):
+    """functions.zip or layer.zip cannot be built."""
+
+
+class TerraformError(MusterError):
+    """Terraform or its AWS provider is missing, or a run failed; the message holds Terraform's own."""
+
+
+class StackError(MusterError):
+    """The local stack cannot be started, stopped or found."""

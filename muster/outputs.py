@@ -1,0 +1,131 @@
+"""What a deployment offers its clients: the Terraform outputs, typed, and the boto3 clients that reach it.
+
+Outputs come from the running local stack (`muster.Stack().status()`), from a file with what
+`terraform output -json` printed (`-` is standard input), or from a Terraform directory, which is asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from muster.errors import OutputsError
+
+if TYPE_CHECKING:
+    import boto3
+
+LOCAL_CREDENTIALS: Mapping[str, str] = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+"""What every local AWS emulator accepts; the user's own credentials are never sent to one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """The outputs of one deployment. `endpoint_url` is set for a local stack only; None means AWS."""
+
+    region: str
+    websocket_url: str
+    connections_endpoint: str
+    broadcast_state_machine_arn: str
+    fanout_state_machine_arn: str
+    offline_topic_arn: str
+    offline_queue_url: str
+    offline_queue_arn: str
+    connections_table: str
+    users_table: str
+    messages_table: str
+    shelters_table: str
+    jwt_issuer: str
+    jwt_audience: str
+    jwt_secret_arn: str | None = None
+    publisher_policy_json: str = ""
+    log_groups: Mapping[str, str] = field(default_factory=dict)
+    function_names: Mapping[str, str] = field(default_factory=dict)
+    endpoint_url: str | None = None
+
+    @classmethod
+    def parse(cls, document: object, *, source: str, endpoint_url: str | None = None) -> Self:
+        """Take `terraform output -json` ({name: {"value": ...}}) or the flat object of `muster up --json`.
+
+        Outputs that Muster does not know are ignored. One OutputsError names everything that is missing.
+        """
+        if not isinstance(document, dict):
+            raise OutputsError(f"{source} does not hold a JSON object of Terraform outputs.")
+        values = {
+            name: entry["value"] if isinstance(entry, dict) and "value" in entry else entry
+            for name, entry in document.items()
+        }
+        known = dataclasses.fields(cls)
+        required = [f.name for f in known if f.default is f.default_factory is dataclasses.MISSING]
+        if missing := [name for name in required if not isinstance(values.get(name), str)]:
+            raise OutputsError(
+                f"{source} lacks these Terraform outputs: {', '.join(missing)}.",
+                fix="Apply this version's terraform/ and export its outputs again.",
+            )
+        arguments = {f.name: values[f.name] for f in known if values.get(f.name) is not None}
+        return cls(**{**arguments, "endpoint_url": endpoint_url or arguments.get("endpoint_url")})
+
+    @classmethod
+    def read(cls, source: Path) -> Self:
+        """Read outputs from a JSON file, from standard input (`-`), or by asking Terraform in a directory."""
+        if source == Path("-"):
+            return cls.parse(_json(sys.stdin.read(), "Standard input"), source="Standard input")
+        if source.is_dir():
+            from muster.terraform import output  # noqa: PLC0415 - only this form needs Terraform
+
+            return cls.parse(output(source), source=f"The Terraform state of {source}")
+        try:
+            text = source.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise OutputsError(
+                f"The outputs file {source} cannot be read: {error}.",
+                fix="Write it with `terraform output -json > FILE`.",
+            ) from error
+        return cls.parse(_json(text, str(source)), source=str(source))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the flat JSON form that `muster up --json` prints and `read` takes back."""
+        return dataclasses.asdict(self)
+
+    def session(self) -> boto3.Session:
+        """Return a boto3 session in this deployment's region.
+
+        For AWS it uses the ordinary credential chain. For a local stack it uses `LOCAL_CREDENTIALS` and reads
+        neither AWS profiles and files nor proxies, so that nothing of the user's redirects it.
+        """
+        import boto3  # noqa: PLC0415 - takes a quarter of a second, which `muster --help` should not
+        import botocore.session  # noqa: PLC0415
+
+        if self.endpoint_url is None:
+            return boto3.Session(region_name=self.region)
+        from botocore.config import Config  # noqa: PLC0415
+
+        isolated = botocore.session.Session(
+            session_vars={
+                "profile": (None, None, None, None),
+                "config_file": (None, None, os.devnull, None),
+                "credentials_file": (None, None, os.devnull, None),
+            }
+        )
+        isolated.set_default_client_config(Config(proxies={}))
+        return boto3.Session(botocore_session=isolated, region_name=self.region, **LOCAL_CREDENTIALS)
+
+    def client(self, service: str, **options: Any) -> Any:
+        """Return a boto3 client for `service` that talks to this deployment."""
+        return self.session().client(service, endpoint_url=self.endpoint_url, **options)  # type: ignore[call-overload]
+
+    def resource(self, service: str) -> Any:
+        """Return a boto3 resource for `service` that talks to this deployment."""
+        return self.session().resource(service, endpoint_url=self.endpoint_url)  # type: ignore[call-overload]
+
+
+def _json(text: str, source: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise OutputsError(f"{source} does not hold JSON: {error}.") from error

@@ -1,0 +1,295 @@
+"""The local stack: the embedded AWS emulator with this checkout's Terraform applied to it.
+
+Everything it has on disk is in one state directory:
+
+    stack.lock               marks the directory as a stack's, and is locked while one goes up or down
+    stack.json               phase, endpoint, which process the emulator is, and the Terraform outputs
+    bundle/ source/          what Terraform deploys, and the copy of the module it deploys from
+    terraform.tfstate ...    Terraform's state and data: those in terraform/ belong to the user's AWS work
+    emulator.log tmp/        the emulator's output and its temporary files
+
+The emulator keeps AWS in memory, so a stack interrupted before it was usable is thrown away and begun afresh.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from muster import bundle, emulator, repository
+from muster.emulator import Process
+from muster.errors import StackError, TerraformError
+from muster.outputs import Outputs
+from muster.progress import Progress, Silent
+from muster.seed import seed
+from muster.terraform import PlannedChange, Terraform, find_binary
+
+DEFAULT_PORT = 4566
+
+Phase = Literal["down", "starting", "ready", "destroying"]
+
+_LOCK = "stack.lock"
+_RECORD = "stack.json"
+_LOG = "emulator.log"
+_CONTENTS = (
+    *(_RECORD, f"{_RECORD}.partial", "variables.tfvars.json", "bundle", "source", _LOG, "tmp"),
+    *("terraform.tfstate", "terraform.tfstate.backup", ".terraform.tfstate.lock.info", "terraform-data"),
+)
+# Fewer at once than on AWS, where Lambdas do not share the cores of one machine.
+_SMALL_SCALE: Mapping[str, Any] = {"audience_shards": 2, "partition_concurrency": 2, "batch_concurrency": 2}
+# The module and what it reads beside it, without what the user keeps there for AWS.
+_MODULE_FOLDERS = ("terraform", "statemachines")
+_USERS_OWN = shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfvars*", "*_override.tf*", "tests")
+_NOT_INHERITED = ("AWS_", "TF_VAR_", "TF_CLI_ARGS", "TF_DATA_DIR", "TF_WORKSPACE")
+
+
+@dataclass(frozen=True)
+class Status:
+    """What runs. `process` is None when the stack is down, or attached to an emulator of somebody else's."""
+
+    phase: Phase
+    endpoint_url: str | None = None
+    process: Process | None = None
+    outputs: Outputs | None = None
+
+    def require_endpoint(self) -> str:
+        """Return the endpoint; raise StackError when the stack is down."""
+        if self.endpoint_url is None:
+            raise StackError("The local stack is not up.", fix="Run `muster up`.")
+        return self.endpoint_url
+
+
+class Stack:
+    """One local stack, identified by its state directory. POSIX systems only.
+
+    `up` and `down` may be called from different processes, any number of times; a second one at the same time
+    gets a StackError. A KeyboardInterrupt leaves no process behind that the interrupted call started.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path | None = None,
+        *,
+        port: int | None = None,
+        endpoint: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Describe a stack; nothing is started yet.
+
+        port: where on 127.0.0.1 the emulator listens, 4566 by default, 0 for any free one.
+        endpoint: an emulator that runs already (LocalStack, say), instead of an embedded one.
+        variables: Terraform variables on top of the local stack's own.
+        """
+        self.state_dir = (state_dir or repository.default_state_dir()).absolute()
+        self._port = port
+        self._endpoint = endpoint.rstrip("/") if endpoint else None
+        self._variables = dict(variables or {})
+        self._progress = progress or Silent()
+
+    @property
+    def log_file(self) -> Path:
+        """The emulator's output."""
+        return self.state_dir / _LOG
+
+    def status(self) -> Status:
+        """Tell what runs, by the recorded process: what answers on a port could be somebody else's."""
+        record = self._read()
+        if record.process:
+            runs = record.process.alive()
+        else:
+            runs = record.endpoint_url is not None and emulator.healthy(record.endpoint_url)
+        return record if runs else Status("down")
+
+    def up(self) -> Outputs:
+        """Bring the stack up and return its outputs.
+
+        A stack that is up already gets the current code and Terraform applied, and keeps its data. When the
+        first apply fails or is interrupted, the emulator is stopped again.
+        """
+        with self._locked():
+            before = self.status()
+            # Somebody else's emulator still has what an interrupted apply made: go on from that state.
+            if before.phase == "ready" or (before.phase != "down" and before.process is None):
+                self._require_same_place(before)
+                self._progress.step(f"The local stack is up on {before.endpoint_url}: applying what changed")
+                return self._deploy(before)
+            self._stop_and_clean(before)
+            try:
+                return self._deploy(self._start())
+            except BaseException:
+                failed = self._read()
+                if failed.process:
+                    self._progress.step("Stopping the emulator again")
+                    self._stop_and_clean(failed, keep=(_LOG,))
+                raise
+
+    def down(self) -> bool:
+        """Destroy and stop; return False when nothing was up.
+
+        An embedded emulator is stopped, and the state removed, even when Terraform cannot destroy everything.
+        Attached to an endpoint, a failed destroy raises and keeps the state, so that it can be repeated.
+        """
+        if not self.state_dir.exists():
+            return False
+        with self._locked():
+            status = self.status()
+            try:
+                if status.phase != "down" and (self.state_dir / "terraform.tfstate").exists():
+                    self._destroy(status)
+            finally:
+                if status.process:
+                    self._progress.step("Stopping the emulator")
+                    self._stop_and_clean(status)
+            self._stop_and_clean(status)
+            (self.state_dir / _LOCK).unlink()
+            with suppress(OSError):
+                self.state_dir.rmdir()
+            return status.phase != "down"
+
+    def plan(self) -> list[PlannedChange]:
+        """Return what Terraform would change in the running stack: nothing, right after `up`."""
+        return self._terraform(self.status().require_endpoint()).plan(self._var_file)
+
+    def _start(self) -> Status:
+        find_binary()  # its absence is better told before anything runs
+        if self._endpoint:
+            if not emulator.healthy(self._endpoint):
+                raise StackError(f"No emulator answers at {self._endpoint}.", fix="Start it first.")
+            return self._write(Status("starting", self._endpoint))
+        port = DEFAULT_PORT if self._port is None else self._port or emulator.free_port()
+        emulator.require_free(port)
+        self._progress.step(f"Starting the emulator on {emulator.HOST}:{port}")
+        process = emulator.start(port, log=self.log_file, folder=self.state_dir / "tmp")
+        try:
+            return self._write(Status("starting", f"http://{emulator.HOST}:{port}", process))
+        except BaseException:
+            emulator.stop(process)
+            raise
+
+    def _deploy(self, status: Status) -> Outputs:
+        """Build, apply and seed. The emulator boots meanwhile, so it is waited for as late as possible."""
+        endpoint_url = status.require_endpoint()
+        self._progress.step("Building the Lambda bundle")
+        bundle.build_local(self.state_dir / "bundle")
+        self._progress.step("Preparing Terraform")
+        self._write_source(endpoint_url)
+        terraform = self._terraform(endpoint_url)
+        terraform.find_provider(repository.cache_dir())
+        terraform.init()
+        if status.process:
+            emulator.wait_until_healthy(status.process, endpoint_url, log=self.log_file)
+        self._progress.step("Applying Terraform")
+        terraform.apply(self._var_file)
+        outputs = Outputs.parse(terraform.output(), source="The local state", endpoint_url=endpoint_url)
+        self._progress.step("Seeding users and shelters")
+        seed(outputs)
+        self._write(Status("ready", endpoint_url, status.process, outputs))
+        return outputs
+
+    def _destroy(self, status: Status) -> None:
+        self._write(replace(status, phase="destroying"))
+        self._progress.step("Destroying what Terraform made")
+        try:
+            self._terraform(status.require_endpoint()).destroy("-refresh=false", self._var_file)
+        except TerraformError as error:
+            if status.process is None:
+                raise
+            self._progress.step(f"Going on to stop the emulator, although {error}")
+
+    def _terraform(self, endpoint_url: str) -> Terraform:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
+        environment = {
+            **inherited,
+            **emulator.local_environment(endpoint_url),
+            "TF_DATA_DIR": str(self.state_dir / "terraform-data"),
+        }
+        module = self.state_dir / "source" / "terraform"
+        return Terraform(module, environment=environment, progress=self._progress)
+
+    @property
+    def _var_file(self) -> str:
+        return f"-var-file={self.state_dir / 'variables.tfvars.json'}"
+
+    def _write_source(self, endpoint_url: str) -> None:
+        """Copy the module, so that its lock file, backend and variables and those of AWS never meet."""
+        source = self.state_dir / "source"
+        for folder in _MODULE_FOLDERS:
+            shutil.rmtree(source / folder, ignore_errors=True)
+            shutil.copytree(repository.root() / folder, source / folder, ignore=_USERS_OWN)
+        state = str(self.state_dir / "terraform.tfstate")
+        override = {"terraform": {"backend": {"local": {"path": state}}}}
+        (source / "terraform" / "backend_override.tf.json").write_text(json.dumps(override))
+        variables = {
+            **_SMALL_SCALE,
+            "bundle_dir": str(self.state_dir / "bundle"),
+            "lambda_architecture": bundle.host_architecture(),
+            "execute_api_url": f"{endpoint_url}/_aws/execute-api/{{api_id}}",
+            **self._variables,
+        }
+        (self.state_dir / "variables.tfvars.json").write_text(json.dumps(variables, indent=2))
+
+    def _require_same_place(self, status: Status) -> None:
+        port = status.endpoint_url and status.endpoint_url.rpartition(":")[2]
+        other_port = self._port is not None and self._port != 0 and str(self._port) != port
+        if other_port or (self._endpoint and self._endpoint != status.endpoint_url):
+            raise StackError(f"The stack is up on {status.endpoint_url}.", fix="Run `muster down` first.")
+
+    def _read(self) -> Status:
+        path = self.state_dir / _RECORD
+        try:
+            record = json.loads(path.read_text())
+            process, outputs = record["process"], record["outputs"]
+            return Status(
+                record["phase"],
+                record["endpoint_url"],
+                Process(**process) if process else None,
+                Outputs.parse(outputs, source=str(path)) if outputs else None,
+            )
+        except FileNotFoundError:
+            return Status("down")
+        except (ValueError, KeyError, TypeError) as error:
+            raise StackError(f"{path} is damaged: {error}.", fix=f"Remove {self.state_dir}.") from error
+
+    def _write(self, status: Status) -> Status:
+        """Record a status; the file is replaced whole, so that a reader never sees half of one."""
+        partial = self.state_dir / f"{_RECORD}.partial"
+        partial.write_text(json.dumps(asdict(status), indent=2))
+        partial.replace(self.state_dir / _RECORD)
+        return status
+
+    def _stop_and_clean(self, status: Status, keep: tuple[str, ...] = ()) -> None:
+        """Stop the recorded emulator, then remove what this class put into the state directory, no more."""
+        if status.process:
+            emulator.stop(status.process)
+        for name in _CONTENTS:
+            if name not in keep:
+                path = self.state_dir / name
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the state directory's lock, which the system gives back however this process ends."""
+        import fcntl  # noqa: PLC0415 - POSIX only; this way the rest of the package works without it
+
+        path = self.state_dir / _LOCK
+        if self.state_dir.exists() and not path.exists() and any(self.state_dir.iterdir()):
+            raise StackError(f"{self.state_dir} holds something else.", fix="Name another --state-dir.")
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StackError(
+                    "Another process is bringing this stack up or down.", fix="Wait until it is done."
+                ) from None
+            yield

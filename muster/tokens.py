@@ -1,0 +1,72 @@
+"""Tokens for users of a deployment that verifies them with a shared secret (HS256), as the local stack does.
+
+Where an identity provider signs tokens (RS256 or ES256 by JWKS), only that provider can issue them.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Self
+
+import jwt
+
+from muster.errors import MusterError
+
+if TYPE_CHECKING:
+    from muster.outputs import Outputs
+
+DEFAULT_LIFETIME = timedelta(hours=1)
+
+
+class TokenError(MusterError):
+    """No token can be issued for this deployment from here."""
+
+
+@dataclass(frozen=True)
+class TokenIssuer:
+    """Signs tokens with a deployment's secret, which is read once and appears in no repr."""
+
+    secret: str = field(repr=False)
+    issuer: str
+    audience: str
+
+    @classmethod
+    def from_outputs(cls, outputs: Outputs) -> Self:
+        """Read the secret of a deployment from Secrets Manager. Raises `TokenError`."""
+        if outputs.jwt_secret_arn is None:
+            raise TokenError(
+                "This deployment verifies tokens with the keys of an identity provider, not with a secret.",
+                fix="Get the token from that provider and pass it with --token or MUSTER_TOKEN.",
+            )
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - slow to import
+
+        try:
+            answer = outputs.client("secretsmanager").get_secret_value(SecretId=outputs.jwt_secret_arn)
+        except (BotoCoreError, ClientError) as error:
+            raise TokenError(
+                f"The secret that signs tokens cannot be read: {error}.",
+                fix=f"Check that your credentials may read the secret {outputs.jwt_secret_arn}.",
+            ) from error
+        return cls(answer["SecretString"], outputs.jwt_issuer, outputs.jwt_audience)
+
+    def issue(self, user_id: str, ttl: timedelta = DEFAULT_LIFETIME) -> str:
+        """Return an HS256 token for a user, valid from now for `ttl`.
+
+        The user is not looked up: whether they exist and are active is decided when they connect.
+        """
+        now = int(time.time())
+        claims = {
+            "sub": user_id,
+            "iss": self.issuer,
+            "aud": self.audience,
+            "iat": now,
+            "exp": now + int(ttl.total_seconds()),
+        }
+        return jwt.encode(claims, self.secret, algorithm="HS256")
+
+
+def issue_token(outputs: Outputs, user_id: str, ttl: timedelta = DEFAULT_LIFETIME) -> str:
+    """Return one token for a user of a deployment; for several, make a `TokenIssuer` once."""
+    return TokenIssuer.from_outputs(outputs).issue(user_id, ttl)

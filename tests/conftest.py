@@ -1,0 +1,78 @@
+"""The stack under test, started once per run, and what tests measure, printed at its end."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+from localstack_client.config import get_service_endpoint
+
+from muster import Stack
+from tests.deployment import VARIABLES, Deployment, unique
+
+FIGURES = pytest.StashKey[list[str]]()
+
+Figure = Callable[[str, float, float], None]
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The stack under test: an emulator of its own, or the endpoint that the environment names.
+
+    AWS_ENDPOINT_URL or LOCALSTACK_HOST names it, as for localstack-client.
+
+    There everything gets a name of its own, and is destroyed at the end.
+    """
+    folder = tmp_path_factory.mktemp("stack")
+    if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("LOCALSTACK_HOST"):
+        endpoint = get_service_endpoint("apigatewayv2")
+        variables = VARIABLES | {"name_prefix": unique("muster")}
+        stack = Stack(folder, endpoint=endpoint, variables=variables)
+    else:
+        stack = Stack(folder, port=0, variables=VARIABLES)
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack.down()
+
+
+@pytest.fixture(scope="session")
+def deployment(stack: Stack) -> Deployment:
+    """The stack under test, as tests use it."""
+    outputs = stack.status().outputs
+    assert outputs is not None
+    return Deployment(outputs)
+
+
+@pytest.fixture
+def shelter() -> str:
+    """The id of a shelter that is this test's alone."""
+    return unique("shelter")
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Figure:
+    """Report what a name took, in seconds, at the end of the run, and hold it to its limit, in seconds."""
+
+    def report(name: str, seconds: float, limit: float) -> None:
+        figures = request.config.stash.setdefault(FIGURES, [])
+        figures.append(f"{name}: {seconds * 1000:.0f} ms (limit {limit * 1000:.0f} ms)")
+        assert seconds < limit, figures[-1]
+
+    return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs the stack, so that `-m "not stack"` is the quick half of the tests."""
+    for item in items:
+        if "stack" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.stack)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the figures."""
+    figures = config.stash.get(FIGURES, [])
+    if figures:
+        terminalreporter.section("figures")
+        for line in figures:
+            terminalreporter.write_line(line)

@@ -1,0 +1,32 @@
+"""Fixtures of the integration tests: what they put into the stack, and take out again."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from muster import Stack
+from tests.deployment import Deployment
+from tests.integration.variants import Variants
+
+Connect = Callable[..., str]
+
+
+@pytest.fixture
+def connect(deployment: Deployment) -> Iterator[Connect]:
+    """`Deployment.put_connection`, whose rows are gone after the test."""
+    made: list[str] = []
+
+    def put(*arguments: object, **options: object) -> str:
+        made.append(deployment.put_connection(*arguments, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield put
+    deployment.forget_connections(made)
+
+
+@pytest.fixture(scope="module")
+def variants(stack: Stack, deployment: Deployment) -> Iterator[Variants]:
+    """Copies of what is deployed, changed in one respect."""
+    variants = Variants(deployment, stack.state_dir / "bundle" / "functions.zip")
+    yield variants
+    variants.remove()

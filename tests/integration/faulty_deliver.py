@@ -1,0 +1,67 @@
+"""A `deliver` whose connections behave as their ids say; `Variants.function` packs it beside the deployed code.
+
+    crash-until-T-...   the invocation raises, until the epoch second T
+    hang-...            the invocation outlives its timeout
+    error-...           API Gateway answers 500, every time
+    busy-...            API Gateway answers 429 once, then takes the message
+    too-large-...       API Gateway answers 413
+    closed-...          API Gateway answers 410
+    anything else       API Gateway takes the message
+
+The API Gateway is a small HTTP server inside the Lambda, so that it is reached wherever the Lambda runs.
+"""
+
+import os
+import threading
+import time
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote
+
+from functions import deliver
+
+STATUSES = {"error": [500], "busy": [429, 200], "too-large": [413], "closed": [410]}
+"""What each attempt is answered, the last one for ever."""
+
+
+class Connections(BaseHTTPRequestHandler):
+    """Answers `POST <endpoint>/@connections/<id>`."""
+
+    protocol_version = "HTTP/1.1"
+    attempts: dict[str, int] = {}  # noqa: RUF012 - one server, one count
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        connection_id = unquote(self.path.rpartition("/")[2])
+        attempt = self.attempts[connection_id] = self.attempts.get(connection_id, 0) + 1
+        statuses = STATUSES.get(connection_id.rpartition("-")[0], [200])
+        self.send_response(statuses[min(attempt, len(statuses)) - 1])
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Keep the Lambda's log as it is."""
+
+
+@cache
+def _serve() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Connections)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    os.environ["CONNECTIONS_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}/live"
+
+
+def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Do what the ids say, and the rest as deployed."""
+    for connection in event["connections"]:
+        fault, _, until = connection["connectionId"].rpartition("-")[0].partition("-until-")
+        if fault == "crash" and time.time() < float(until):
+            raise RuntimeError("told to crash")
+        if fault == "hang":
+            time.sleep(60)
+    _serve()
+    # A test that times out shortens the timeout: half of it is for posting all the same.
+    deliver.REPORT_MILLISECONDS = min(
+        deliver.REPORT_MILLISECONDS, context.get_remaining_time_in_millis() // 2
+    )
+    return deliver.handler(event, context)

@@ -1,0 +1,259 @@
+"""Broadcast executions: what is refused, recorded, counted, posted to and handed over."""
+
+import json
+import time
+from datetime import UTC, datetime
+from functools import reduce
+from os import urandom
+from typing import Any
+
+import pytest
+
+from functions.shared.messages import uuid7
+from muster.seed import User
+from tests.deployment import SHARDS, VARIABLES, Deployment, pointers, refused, unique, users_of
+from tests.integration.conftest import Connect
+from tests.schemas import conforming
+
+EVERYBODY = {"all": True}
+NESTED = reduce(lambda inner, _: {"a": inner}, range(40), {})
+
+FAULTY: list[tuple[str, Any, set[str]]] = [
+    ("not-an-object", [], {""}),
+    ("empty", {}, {"/type", "/target", "/payload"}),
+    (
+        "several-faults",
+        {"type": "shout", "target": {"users": []}, "payload": [], "extra": 1},
+        {"/type", "/target/users", "/payload", "/extra"},
+    ),
+    ("no-target", {"type": "alert", "target": {}, "payload": {}}, {"/target"}),
+    (
+        "all-and-more",
+        {"type": "alert", "target": {"all": True, "roles": ["admin"]}, "payload": {}},
+        {"/target/roles"},
+    ),
+    (
+        "unknown-role",
+        {"type": "alert", "target": {"roles": ["admin", "wizard"]}, "payload": {}},
+        {"/target/roles/1"},
+    ),
+    (
+        "update-about-no-shelter",
+        {"type": "shelter_update", "target": EVERYBODY, "payload": {}},
+        {"/shelterId"},
+    ),
+    (
+        "alert-about-a-shelter",
+        {"type": "alert", "target": EVERYBODY, "payload": {}, "shelterId": "north"},
+        {"/shelterId"},
+    ),
+    (
+        "two-senders",
+        {"type": "alert", "target": EVERYBODY, "payload": {}, "sender": {"service": "s", "userId": "u"}},
+        {"/sender/userId"},
+    ),
+    ("too-large", {"type": "alert", "target": EVERYBODY, "payload": {"text": "x" * 31_000}}, {"/payload"}),
+    ("too-deep", {"type": "alert", "target": EVERYBODY, "payload": NESTED}, {"/payload" + "/a" * 32}),
+    (
+        "id-of-last-year",
+        {
+            "type": "alert",
+            "target": EVERYBODY,
+            "payload": {},
+            "id": uuid7(time.time() - 31_536_000, bytes(10)),
+        },
+        {"/id"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("request_", "faulty"), [pytest.param(*case[1:], id=case[0]) for case in FAULTY])
+def test_bad_input_fails_the_execution_with_every_fault(
+    deployment: Deployment, request_: Any, faulty: set[str]
+) -> None:
+    outcome = deployment.outcome(deployment.start(request_))
+
+    assert (outcome["status"], outcome["error"]) == ("FAILED", "InvalidBroadcast")
+    cause = json.loads(outcome["cause"])
+    assert pointers(cause) == faulty
+    assert all(fault["problem"] and fault["fix"] for fault in cause["faults"])
+
+
+def test_message_is_recorded_once_for_every_audience(deployment: Deployment, shelter: str) -> None:
+    users, other = [unique("user"), unique("user")], unique("shelter")
+
+    receipt = deployment.broadcast(
+        {"shelters": [shelter, other], "users": users},
+        type="shelter_update",
+        shelterId=shelter,
+        sender={"service": "registry"},
+    )
+
+    audiences = [f"shelter#{shelter}", f"shelter#{other}", *(f"user#{user}" for user in users)]
+    items = [item for audience in audiences for item in deployment.queued(audience)]
+    assert [item["messageId"] for item in items] == [receipt["id"]] * 4
+    (envelope,) = {item["envelope"] for item in items}
+    message = conforming("envelope", json.loads(envelope))
+    assert message["shelterId"] == shelter
+    assert message["sender"] == {"service": "registry"}
+    assert message["sentAt"] == receipt["startedAt"]
+    assert [int(item["ttl"]) - time.time() for item in items] == [pytest.approx(7 * 86400, abs=60)] * 4
+
+
+def test_same_name_twice_is_one_broadcast(deployment: Deployment, shelter: str) -> None:
+    request = {"type": "alert", "target": {"shelters": [shelter]}, "payload": {}}
+    name = unique("broadcast")
+
+    execution = deployment.start(request, name=name)
+    deployment.receipt(execution)
+    again = refused(
+        deployment.stepfunctions.start_execution,
+        stateMachineArn=deployment.outputs.broadcast_state_machine_arn,
+        name=name,
+        input=json.dumps(request),
+    )
+
+    assert again == "ExecutionAlreadyExists"
+    assert len(deployment.queued(f"shelter#{shelter}")) == 1
+
+
+def test_message_that_is_recorded_already_is_left_as_it_is(deployment: Deployment, shelter: str) -> None:
+    """Record is conditional: an id that comes twice neither fails the execution nor changes the message."""
+    identifier = uuid7(time.time(), urandom(10))
+    target = {"shelters": [shelter]}
+
+    deployment.broadcast(target, id=identifier, payload={"text": "first"})
+    deployment.broadcast(target, id=identifier, payload={"text": "second"})
+
+    (item,) = deployment.queued(f"shelter#{shelter}")
+    assert json.loads(item["envelope"])["payload"] == {"text": "first"}
+
+
+@pytest.mark.parametrize(("scope", "handed_over"), [("users", 1), ("shelters", 0)])
+def test_audience_that_nobody_of_is_connected(
+    deployment: Deployment, shelter: str, scope: str, handed_over: int
+) -> None:
+    """The message waits for a resume; SNS is told only where a user was named."""
+    user = deployment.user("resident", shelter)
+    name = user.user_id if scope == "users" else shelter
+
+    receipt = deployment.broadcast({scope: [name]})
+
+    assert (receipt["audience"], receipt["partitions"]) == (0, 1)
+    assert receipt["offline"] == handed_over
+    assert [item["messageId"] for item in deployment.queued(f"{scope[:-1]}#{name}")] == [receipt["id"]]
+    notifications = deployment.notifications(receipt["id"])
+    assert users_of(notifications) == [user.user_id] * handed_over
+    assert {notification.body["reason"] for notification in notifications} <= {"absent"}
+
+
+def test_expired_rows_are_neither_counted_nor_posted_to(
+    deployment: Deployment, connect: Connect, shelter: str
+) -> None:
+    user = deployment.user("resident", shelter)
+    expired = connect(user, seconds=-1)
+
+    receipts = [
+        deployment.broadcast(target)
+        for target in ({"shelters": [shelter]}, {"users": [user.user_id]}, {"roles": ["resident"]})
+    ]
+
+    assert [receipt["audience"] for receipt in receipts[:2]] == [0, 0]
+    # A post would have found it gone and deleted the row.
+    assert deployment.connection(expired) is not None
+    assert user.user_id not in users_of(deployment.notifications(receipts[2]["id"]))
+
+
+def test_gone_connections_are_counted_forgotten_and_handed_over(
+    deployment: Deployment, connect: Connect, shelter: str
+) -> None:
+    gone, opening, elsewhere = (deployment.user("resident", shelter) for _ in range(3))
+    closed = [connect(gone), connect(gone), connect(elsewhere)]
+    in_handshake = connect(opening, connected_at=datetime.now(UTC))
+    # A live connection of the third user that the target does not cover.
+    connect(elsewhere, shelterId=None)
+
+    receipt = deployment.broadcast({"shelters": [shelter]})
+
+    assert (receipt["audience"], receipt["gone"], receipt["offline"]) == (4, 4, 2)
+    assert [deployment.connection(connection_id) for connection_id in closed] == [None] * 3
+    assert deployment.connection(in_handshake) is not None
+    notifications = deployment.notifications(receipt["id"], "gone")
+    assert users_of(notifications) == sorted([gone.user_id, opening.user_id])
+
+
+@pytest.mark.parametrize("scope", ["shelter", "role", "all"])
+def test_every_connection_beyond_a_page_and_a_batch_is_reached_once(
+    deployment: Deployment, connect: Connect, shelter: str, scope: str
+) -> None:
+    users = [deployment.user("first_responder", shelter) for _ in range(20)]
+    rows = [connect(user) for user in users]
+    target = {"shelter": {"shelters": [shelter]}, "role": {"roles": ["first_responder"]}}.get(
+        scope, EVERYBODY
+    )
+
+    receipt = deployment.broadcast(target)
+
+    assert receipt["partitions"] == (1 if scope == "shelter" else SHARDS)
+    assert receipt["audience"] >= 20
+    assert receipt["pages"] >= 20 / VARIABLES["page_size"]
+    # Found gone, so deleted and handed over: both tell that the connection was posted to.
+    assert not any(deployment.connection(connection_id) for connection_id in rows)
+    own = {user.user_id for user in users}
+    handed_over = users_of(deployment.notifications(receipt["id"], "gone"))
+    assert [user for user in handed_over if user in own] == sorted(own)
+
+
+def test_overlapping_targets_count_every_connection_once(
+    deployment: Deployment, connect: Connect, shelter: str
+) -> None:
+    admin, guest = deployment.user("admin", shelter), deployment.user("resident", shelter)
+    stranger = deployment.user("resident")
+    for user in (admin, guest, stranger):
+        connect(user)
+
+    target = {
+        "roles": ["admin"],
+        "shelters": [shelter],
+        "users": [user.user_id for user in (admin, guest, stranger)],
+    }
+    receipt = deployment.broadcast(target)
+
+    assert receipt["partitions"] == SHARDS + 1 + 3
+    assert (receipt["audience"], receipt["gone"]) == (3, 3)
+    expected = sorted(user.user_id for user in (admin, guest, stranger))
+    assert users_of(deployment.notifications(receipt["id"], "gone")) == expected
+
+
+class TestOfflinePolicy:
+    """What a sender may ask for: fallback, always or never."""
+
+    @staticmethod
+    def _broadcast(deployment: Deployment, connect: Connect, policy: str) -> tuple[User, dict[str, Any]]:
+        user = deployment.user()
+        connect(user)
+        return user, deployment.broadcast({"users": [user.user_id]}, offline=policy)
+
+    def test_never_tells_sns_nothing(self, deployment: Deployment, connect: Connect) -> None:
+        user, receipt = self._broadcast(deployment, connect, "never")
+
+        assert (receipt["gone"], receipt["offline"], receipt["notified"]) == (1, 0, False)
+        assert deployment.notifications(receipt["id"]) == []
+        assert len(deployment.queued(f"user#{user.user_id}")) == 1
+
+    def test_fallback_tells_sns_who_was_not_reached(self, deployment: Deployment, connect: Connect) -> None:
+        user, receipt = self._broadcast(deployment, connect, "fallback")
+
+        assert (receipt["gone"], receipt["offline"], receipt["notified"]) == (1, 1, False)
+        (notification,) = deployment.notifications(receipt["id"])
+        assert (notification.body["reason"], notification.body["userId"]) == ("gone", user.user_id)
+
+    def test_always_also_publishes_the_message_for_the_whole_target(
+        self, deployment: Deployment, connect: Connect
+    ) -> None:
+        user, receipt = self._broadcast(deployment, connect, "always")
+
+        assert (receipt["gone"], receipt["offline"], receipt["notified"]) == (1, 1, True)
+        (whole,) = deployment.notifications(receipt["id"], "always")
+        assert whole.body["target"] == {"users": [user.user_id]}
+        assert users_of(deployment.notifications(receipt["id"], "gone")) == [user.user_id]

@@ -1,0 +1,67 @@
+"""`deliver`, invoked with batches whose connections are gone."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from muster.seed import User
+from tests.deployment import Deployment
+from tests.integration.conftest import Connect
+from tests.schemas import conforming
+
+ENVELOPE = {
+    "type": "alert",
+    "id": "019ad2f4-6c1d-7a3b-9f10-2b7c5d8e4a61",
+    "sentAt": "2026-11-23T08:15:30.125Z",
+    "sender": {"service": "test"},
+    "payload": {},
+}
+
+
+def _batch(deployment: Deployment, connections: dict[str, User]) -> dict[str, Any]:
+    rows = [
+        {"connectionId": connection_id, "userId": user.user_id, "connectedAt": row["connectedAt"]}
+        for connection_id, user in connections.items()
+        if (row := deployment.connection(connection_id))
+    ]
+    batch = {
+        "messageId": ENVELOPE["id"],
+        "type": ENVELOPE["type"],
+        "envelope": json.dumps(ENVELOPE),
+        "connections": rows,
+    }
+    return dict(conforming("delivery-batch", batch))
+
+
+def test_gone_connections_are_reported_and_their_rows_deleted(
+    deployment: Deployment, connect: Connect
+) -> None:
+    users = [deployment.user(), deployment.user()]
+    connections = {connect(user): user for user in users}
+
+    result = deployment.invoke("deliver", _batch(deployment, connections)).payload
+
+    assert conforming("delivery-result", result) == {
+        "delivered": 0,
+        "gone": 2,
+        "failed": 0,
+        "retries": 0,
+        "undelivered": [
+            {"connectionId": connection_id, "userId": user.user_id, "reason": "gone"}
+            for connection_id, user in connections.items()
+        ],
+    }
+    assert [deployment.connection(connection_id) for connection_id in connections] == [None, None]
+
+
+def test_a_connection_in_its_handshake_is_tried_again_and_keeps_its_row(
+    deployment: Deployment, connect: Connect
+) -> None:
+    user = deployment.user()
+    opening = connect(user, connected_at=datetime.now(UTC))
+
+    result = deployment.invoke("deliver", _batch(deployment, {opening: user})).payload
+
+    assert (result["gone"], result["failed"]) == (1, 0)
+    assert result["retries"] > 0
+    assert deployment.connection(opening) is not None

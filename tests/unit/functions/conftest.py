@@ -1,0 +1,53 @@
+import io
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+# Powertools reads these when the functions are imported, which the test modules do.
+os.environ.setdefault("POWERTOOLS_SERVICE_NAME", "muster")
+os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "Muster")
+
+from functions.shared.telemetry import logger, metrics
+
+from .aws import DynamoDB, Sns, StepFunctions
+from .support import Context
+
+Logs = Callable[[], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def dynamodb() -> DynamoDB:
+    return DynamoDB()
+
+
+@pytest.fixture
+def stepfunctions() -> StepFunctions:
+    return StepFunctions()
+
+
+@pytest.fixture
+def sns() -> Sns:
+    return Sns()
+
+
+@pytest.fixture
+def context() -> Context:
+    return Context()
+
+
+@pytest.fixture
+def logs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Logs:
+    """What the functions have written since the last call, parsed: the log lines, then the metrics."""
+    lines = io.StringIO()
+    monkeypatch.setattr(logger.registered_handler, "stream", lines)
+    monkeypatch.setattr(metrics.provider, "namespace", "Muster")
+
+    def read() -> list[dict[str, Any]]:
+        text = lines.getvalue() + capsys.readouterr().out
+        lines.seek(lines.truncate(0))
+        return [json.loads(line) for line in text.splitlines()]
+
+    return read

@@ -1,0 +1,163 @@
+"""DynamoDB's expressions, as much of them as the functions use, evaluated as DynamoDB evaluates them."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Item = dict[str, dict[str, Any]]
+
+RESERVED = {"all", "name", "owner", "role", "shard", "status", "timestamp", "token", "ttl", "type", "user"}
+"""The reserved words that one might be tempted to use as attribute names. [DynamoDB, Reserved words]"""
+
+_TOKEN = re.compile(r"\s*(<>|<=|>=|[=<>(),]|[#:]?\w+)")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition, and the attributes that it fixes to one value at its top level."""
+
+    holds: Callable[[Item], bool]
+    equal: frozenset[str] = frozenset()
+
+
+class Expressions:
+    """The expressions of one request. What DynamoDB refuses raises `refusal("ValidationException", ...)`."""
+
+    def __init__(self, given: dict[str, Any], refusal: Callable[[str, str], Exception]) -> None:
+        self._names: dict[str, str] = given.get("ExpressionAttributeNames", {})
+        self._values: Item = given.get("ExpressionAttributeValues", {})
+        self._unused = {*self._names, *self._values}
+        self._refusal = refusal
+        self._tokens: list[str] = []
+
+    def holds(self, condition: str, item: Item) -> bool:
+        """Whether an item meets a condition or filter."""
+        return self.condition(condition).holds(item)
+
+    def condition(self, text: str) -> Condition:
+        """A condition, filter or key condition, ready to be applied to items."""
+        self._tokens = self._split(text)
+        condition = self._or()
+        if self._tokens:
+            raise self._invalid(f"unexpected {self._tokens[0]}")
+        return condition
+
+    def projected(self, projection: str | None, item: Item) -> Item:
+        """The attributes of an item that a projection names."""
+        if projection is None:
+            return dict(item)
+        names = [self._name(part.strip()) for part in projection.split(",")]
+        return {name: item[name] for name in names if name in item}
+
+    def updated(self, text: str, item: Item) -> Item:
+        """An item after `SET a = :v, ...` and `ADD set :v` clauses."""
+        item = dict(item)
+        for clause, body in re.findall(r"(SET|ADD) (.+?)(?= SET | ADD |$)", text):
+            for assignment in body.split(","):
+                place, value = re.split(r" = | ", assignment.strip(), maxsplit=1)
+                name, given = self._name(place), self._value(value)
+                if clause == "ADD":
+                    if not given["SS"] or len(set(given["SS"])) < len(given["SS"]):
+                        raise self._invalid("a set is empty or holds duplicates")
+                    given = {"SS": sorted({*item.get(name, {"SS": []})["SS"], *given["SS"]})}
+                item[name] = given
+        return item
+
+    def refuse_unused(self) -> None:
+        """Call when every expression was read: names and values that none of them used are an error."""
+        if self._unused:
+            raise self._invalid(f"unused in expressions: {self._unused}")
+
+    def _or(self) -> Condition:
+        left = self._and()
+        while self._accept("OR"):
+            left = Condition(_either(left, self._and()))
+        return left
+
+    def _and(self) -> Condition:
+        left = self._not()
+        while self._accept("AND"):
+            right = self._not()
+            left = Condition(_both(left, right), left.equal | right.equal)
+        return left
+
+    def _not(self) -> Condition:
+        if self._accept("NOT"):
+            inner = self._not()
+            return Condition(lambda item: not inner.holds(item))
+        if self._accept("("):
+            condition = self._or()
+            self._expect(")")
+            return condition
+        return self._comparison()
+
+    def _comparison(self) -> Condition:
+        first = self._tokens.pop(0)
+        if first == "attribute_not_exists":
+            self._expect("(")
+            name = self._name(self._tokens.pop(0))
+            self._expect(")")
+            return Condition(lambda item: name not in item)
+        name = self._name(first)
+        operator = self._tokens.pop(0)
+        if operator == "IN":
+            self._expect("(")
+            values = [self._value(self._tokens.pop(0))]
+            while self._accept(","):
+                values.append(self._value(self._tokens.pop(0)))
+            self._expect(")")
+            if len(values) > 100:
+                raise self._invalid("IN takes at most 100 operands")
+            return Condition(lambda item: item.get(name) in values)
+        value = self._value(self._tokens.pop(0))
+        match operator:
+            case "=":
+                return Condition(lambda item: item.get(name) == value, frozenset({name}))
+            case ">":
+                return Condition(lambda item: name in item and _comparable(item[name]) > _comparable(value))
+        raise self._invalid(f"no operator {operator} here")
+
+    def _split(self, text: str) -> list[str]:
+        tokens = _TOKEN.findall(text)
+        if re.sub(r"\s", "", text) != "".join(tokens):
+            raise self._invalid(f"cannot read {text}")
+        return list(tokens)
+
+    def _accept(self, token: str) -> bool:
+        if self._tokens and self._tokens[0] == token:
+            self._tokens.pop(0)
+            return True
+        return False
+
+    def _expect(self, token: str) -> None:
+        if not self._accept(token):
+            raise self._invalid(f"{token} is missing")
+
+    def _name(self, text: str) -> str:
+        if text.startswith("#"):
+            self._unused.discard(text)
+            return self._names[text]
+        if text.lower() in RESERVED:
+            raise self._invalid(f"{text} is a reserved word")
+        return text
+
+    def _value(self, text: str) -> dict[str, Any]:
+        self._unused.discard(text)
+        return self._values[text]
+
+    def _invalid(self, why: str) -> Exception:
+        return self._refusal("ValidationException", why)
+
+
+def _either(left: Condition, right: Condition) -> Callable[[Item], bool]:
+    return lambda item: left.holds(item) or right.holds(item)
+
+
+def _both(left: Condition, right: Condition) -> Callable[[Item], bool]:
+    return lambda item: left.holds(item) and right.holds(item)
+
+
+def _comparable(value: dict[str, Any]) -> tuple[str, Any]:
+    ((kind, content),) = value.items()
+    return kind, int(content) if kind == "N" else content

@@ -1,0 +1,84 @@
+"""What the tests of several functions share: tokens, events, schema checks and messages."""
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jwt
+from hypothesis import HealthCheck, settings
+
+from functions.shared.settings import Permission
+from functions.shared.tokens import Claims
+from tests.schemas import conforming
+
+SECRET = "a secret of the forty-eight bytes that HS384 asks for, and some more for HS512"
+ISSUER, AUDIENCE = "muster", "muster"
+STATE_MACHINE = "arn:aws:states:eu-west-1:000000000000:stateMachine:muster-broadcast"
+TOPIC = "arn:aws:sns:eu-west-1:000000000000:muster-offline"
+
+ROLES = {
+    "admin": Permission(frozenset({"broadcast", "alert", "shelter_update"}), False),
+    "shelter_operator": Permission(frozenset({"shelter_update"}), True),
+    "first_responder": Permission(frozenset({"alert"}), False),
+    "resident": Permission(frozenset(), False),
+}
+
+properties = settings(
+    max_examples=100,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+"""Hypothesis without a time limit for single examples, because the machine may be shared."""
+
+
+def token(
+    user: str = "u1", key: Any = SECRET, algorithm: str = "HS256", kid: str | None = None, **claims: Any
+) -> str:
+    """A JWT for `user`; a claim that is given as None is left out."""
+    now = int(time.time())
+    body = {"sub": user, "iss": ISSUER, "aud": AUDIENCE, "iat": now, "exp": now + 3600} | claims
+    body = {name: value for name, value in body.items() if value is not None}
+    return jwt.encode(body, key, algorithm=algorithm, headers={"kid": kid} if kid else None)
+
+
+def leaks(secret: str, text: str) -> bool:
+    """Whether `text` holds a token or any of its parts."""
+    return any(part in text for part in secret.split(".") if len(part) >= 8)
+
+
+class Verified:
+    """A `Verifier` for tests that are not about tokens: whatever it is shown holds."""
+
+    def __init__(self, claims: Claims) -> None:
+        self.claims = claims
+
+    def verify(self, token: str) -> Claims:
+        return self.claims
+
+
+def event(body: Any = None, kind: str = "MESSAGE", **fields: Any) -> dict[str, Any]:
+    """An event as API Gateway sends it to a WebSocket route; a body that is no text is sent as JSON."""
+    text = body if isinstance(body, str | None) else json.dumps(body)
+    return {"requestContext": {"connectionId": "c1=", "eventType": kind}, "body": text, **fields}
+
+
+@dataclass
+class Context:
+    """The Lambda context, as much of it as Powertools and the functions read."""
+
+    function_name: str = "muster-function"
+    memory_limit_in_mb: int = 128
+    invoked_function_arn: str = "arn:aws:lambda:eu-west-1:000000000000:function:muster-function"
+    aws_request_id: str = "request-1"
+    remaining: int = 10_000
+
+    def get_remaining_time_in_millis(self) -> int:
+        return self.remaining
+
+
+def answered(message: dict[str, Any]) -> bool:
+    """Whether a server message, which must follow its schema, can be put on the wire in one frame."""
+    conforming(f"server-{message['type']}", message)
+    return len(json.dumps(message, ensure_ascii=False, allow_nan=False).encode()) < 32 * 1024

@@ -1,0 +1,155 @@
+import json
+from typing import Any
+
+import pytest
+
+from functions import accept
+from functions.shared import settings
+from functions.shared.messages import MAX_ENVELOPE_BYTES, id_time, uuid7
+from tests.schemas import conforming
+
+from .conftest import Logs
+from .support import ROLES, Context
+
+ARN = "arn:aws:states:eu-west-1:000000000000:execution:muster-broadcast:one"
+STARTED = "2026-11-23T08:00:00.250Z"
+EPOCH = 1_795_420_800.25
+REQUEST: dict[str, Any] = {
+    "type": "alert",
+    "target": {"roles": ["first_responder"], "users": ["u1"]},
+    "payload": {"text": "the bridge is closed"},
+}
+
+
+@pytest.fixture(autouse=True)
+def configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two shards, an hour's retention, and the usual roles."""
+    config = settings.Accept(roles=ROLES, audience_shards=2, message_retention_seconds=3600)
+    monkeypatch.setattr(accept, "config", lambda: config)
+
+
+@pytest.fixture
+def run(context: Context, logs: Logs) -> Any:
+    """Accept a request as the state machine does."""
+
+    def run(request: Any, arn: str = ARN) -> dict[str, Any]:
+        answer = accept.handler({"request": request, "execution": {"id": arn, "startTime": STARTED}}, context)
+        return json.loads(json.dumps(answer))  # type: ignore[no-any-return]
+
+    return run
+
+
+def test_a_good_request_becomes_all_that_the_later_states_need(run: Any) -> None:
+    answer = run(REQUEST)
+    envelope = json.loads(answer.pop("envelope"))
+    identifier = answer["messageId"]
+    assert conforming("envelope", envelope) == {
+        "type": "alert",
+        "id": identifier,
+        "sentAt": STARTED,
+        "sender": {"service": "unnamed"},
+        "payload": REQUEST["payload"],
+    }
+    assert id_time(identifier) == EPOCH
+    scopes = answer.pop("queries")
+    assert {scope: query["IndexName"] for scope, query in scopes.items()} == {
+        "role": "RoleIndex",
+        "user": "UserIndex",
+    }
+    assert answer == {
+        "accepted": True,
+        "messageId": identifier,
+        "type": "alert",
+        "offline": "fallback",
+        "expiresAt": 1_795_424_400,
+        "audiences": ["role#first_responder", "user#u1"],
+        "partitions": [
+            {"scope": "role", "value": "first_responder#0"},
+            {"scope": "role", "value": "first_responder#1"},
+            {"scope": "user", "value": "u1"},
+        ],
+    }
+
+
+def test_a_retried_accept_changes_nothing_and_another_execution_is_another_message(run: Any) -> None:
+    assert run(REQUEST) == run(REQUEST)
+    assert run(REQUEST)["messageId"] != run(REQUEST, ARN + "-other")["messageId"]
+
+
+def test_the_callers_id_sender_and_offline_policy_are_kept(run: Any) -> None:
+    identifier = uuid7(EPOCH - 5, bytes(10))
+    sender = {"userId": "u9", "role": "admin"}
+    answer = run(REQUEST | {"id": identifier, "sender": sender, "offline": "never"})
+    assert (answer["messageId"], answer["offline"]) == (identifier, "never")
+    envelope = json.loads(answer["envelope"])
+    assert (envelope["id"], envelope["sender"]) == (identifier, sender)
+
+
+@pytest.mark.parametrize(("seconds", "accepted"), [(-31, False), (-29, True), (29, True), (31, False)])
+def test_an_id_from_another_time_would_escape_a_resume_and_is_refused(
+    run: Any, seconds: int, accepted: bool
+) -> None:
+    answer = run(REQUEST | {"id": uuid7(EPOCH + seconds, bytes(10))})
+    assert answer["accepted"] is accepted
+    assert accepted or [fault["pointer"] for fault in answer["faults"]] == ["/id"]
+
+
+def test_a_bad_request_is_answered_with_every_fault_and_logged_without_its_values(
+    context: Context, logs: Logs
+) -> None:
+    request = {"type": "gossip", "target": {"roles": []}, "payload": "a secret", "more": "another"}
+    event = {"request": request, "execution": {"id": ARN, "startTime": STARTED}}
+    answer = accept.handler(event, context)
+    pointers = ["/more", "/payload", "/target/roles", "/type"]
+    assert answer["accepted"] is False
+    assert [fault["pointer"] for fault in answer["faults"]] == pointers
+    assert all(set(fault) == {"pointer", "problem", "fix"} for fault in answer["faults"])
+    line, metrics = logs()
+    assert line["pointers"] == pointers
+    assert metrics["BroadcastsRefused"] == [1]
+    assert "secret" not in json.dumps([answer, line, metrics])
+
+
+@pytest.mark.parametrize("request_", [None, [], "text", 7])
+def test_an_input_that_is_no_object_is_refused_like_any_other(run: Any, request_: Any) -> None:
+    answer = run(request_)
+    assert answer["accepted"] is False
+    assert [fault["pointer"] for fault in answer["faults"]] == [""]
+
+
+def test_roles_that_the_deployment_does_not_have_are_faults_beside_the_others(run: Any) -> None:
+    target = {"roles": ["admin", "wizard", "resident", "warlock"]}
+    answer = run(REQUEST | {"target": target, "id": uuid7(0, bytes(10))})
+    faults = {fault["pointer"]: fault["fix"] for fault in answer["faults"]}
+    assert list(faults) == ["/target/roles/1", "/target/roles/3", "/id"]
+    assert faults["/target/roles/1"] == "use one of admin, first_responder, resident, shelter_operator"
+
+
+def test_an_envelope_of_exactly_the_limit_is_accepted_and_one_byte_more_is_not(run: Any) -> None:
+    def sized(characters: int) -> dict[str, Any]:
+        return REQUEST | {"payload": {"text": "é" + "x" * characters}}
+
+    spare = MAX_ENVELOPE_BYTES - len(run(sized(0))["envelope"].encode())
+    assert len(run(sized(spare))["envelope"].encode()) == MAX_ENVELOPE_BYTES
+    answer = run(sized(spare + 1))
+    assert answer["accepted"] is False
+    (fault,) = answer["faults"]
+    assert (fault["pointer"], fault["problem"]) == (
+        "/payload",
+        f"makes the message {MAX_ENVELOPE_BYTES + 1} bytes, more than {MAX_ENVELOPE_BYTES}",
+    )
+
+
+@pytest.mark.parametrize("bad", ["\ud800", float("inf")])
+def test_a_payload_that_no_client_could_be_sent_is_refused(run: Any, bad: Any) -> None:
+    assert run(REQUEST | {"payload": {"x": bad}})["accepted"] is False
+
+
+def test_the_log_line_of_an_accepted_broadcast_holds_no_payload(
+    run: Any, context: Context, logs: Logs
+) -> None:
+    run(REQUEST)
+    line, metrics = logs()
+    assert line["audiences"] == ["role#first_responder", "user#u1"]
+    assert metrics["BroadcastsAccepted"] == [1]
+    assert "bridge" not in json.dumps([line, metrics])

@@ -1,0 +1,183 @@
+import json
+import time
+from typing import Any
+from zlib import crc32
+
+import pytest
+
+from functions import connect
+from functions.shared import settings
+from functions.shared.connections import Connections, Users
+from functions.shared.tokens import Verifier
+
+from .aws import DynamoDB, SecretsManager
+from .conftest import Logs
+from .support import SECRET, Context, event, leaks, token
+
+ROW = {"userId": "u1", "email": "u1@example.org", "role": "resident", "active": True}
+TTL = 1_000
+
+
+def using(dynamodb: DynamoDB, **changes: Any) -> connect.Dependencies:
+    jwt = {"jwt_algorithms": ("HS256",), "jwt_secret_arn": "arn:secret"}
+    config = settings.Connect(
+        jwt_issuer="muster",
+        jwt_audience="muster",
+        connections_table="connections",
+        users_table="users",
+        connection_ttl_seconds=TTL,
+        audience_shards=4,
+        **jwt | changes,
+    )
+    return connect.Dependencies(
+        config,
+        Verifier(config, SecretsManager(SECRET).client),
+        Users(dynamodb.client, "users"),
+        Connections(dynamodb.client, "connections"),
+    )
+
+
+@pytest.fixture(autouse=True)
+def wired(dynamodb: DynamoDB, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`connect` works with the fake tables, which hold an active and an inactive user."""
+    dependencies = using(dynamodb)
+    monkeypatch.setattr(connect, "dependencies", lambda: dependencies)
+    dynamodb.add("users", ROW, ROW | {"userId": "off", "active": False})
+    dynamodb.add("users", {"userId": "odd", "email": "o@example.org", "role": "resident"})
+
+
+def handshake(presented: str | None, **fields: Any) -> dict[str, Any]:
+    query = {"Authorization": presented} if presented is not None else None
+    return event(kind="CONNECT", queryStringParameters=query, **fields)
+
+
+@pytest.mark.parametrize(
+    ("presented", "status", "reason"),
+    [
+        (None, 401, "TokenRefused: missing"),
+        ("garbage", 401, "TokenRefused: malformed"),
+        (token(exp=int(time.time()) - 10), 401, "TokenRefused: expired"),
+        (token(key="a secret that is not the one of the server"), 401, "TokenRefused: signature"),
+        (token(key="", algorithm="none"), 401, "TokenRefused: algorithm"),
+        (token(iss="another"), 401, "TokenRefused: claims"),
+        (token(aud="another"), 401, "TokenRefused: claims"),
+        (token("nobody"), 403, "UserRefused: unknown"),
+        (token("off"), 403, "UserRefused: inactive"),
+        (token("odd"), 403, "UserRefused: inactive"),
+    ],
+    ids=[
+        "no token",
+        "garbage",
+        "expired",
+        "signature",
+        "alg none",
+        "iss",
+        "aud",
+        "unknown user",
+        "inactive user",
+        "user neither active nor inactive",
+    ],
+)
+def test_a_refused_client_leaves_no_row_and_a_log_line_with_the_reason_and_no_token(
+    presented: str | None, status: int, reason: str, dynamodb: DynamoDB, context: Context, logs: Logs
+) -> None:
+    assert connect.handler(handshake(presented), context) == {"statusCode": status}
+    assert dynamodb.rows("connections") == []
+    line, metrics = logs()
+    assert (line["level"], line["reason"], line["connectionId"]) == ("WARNING", reason, "c1=")
+    assert metrics["ConnectionsRefused"] == [1]
+    assert not leaks(presented or "", json.dumps([line, metrics]))
+
+
+def test_an_hmac_token_is_refused_where_key_pairs_are_configured(
+    dynamodb: DynamoDB, context: Context, logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unreachable = "http://127.0.0.1:9/jwks.json"
+    key_pairs = using(dynamodb, jwt_algorithms=("RS256",), jwt_secret_arn=None, jwt_jwks_url=unreachable)
+    monkeypatch.setattr(connect, "dependencies", lambda: key_pairs)
+    assert connect.handler(handshake(token()), context) == {"statusCode": 401}
+    assert logs()[0]["reason"] == "TokenRefused: algorithm"
+    assert dynamodb.rows("connections") == []
+
+
+def test_an_admitted_client_is_stored_until_its_time_to_live_ends(
+    dynamodb: DynamoDB, context: Context, logs: Logs
+) -> None:
+    before = time.time()
+    assert connect.handler(handshake(token()), context) == {"statusCode": 200, "headers": {}}
+    after = time.time()
+    (row,) = dynamodb.rows("connections")
+    shard = crc32(b"c1=") % 4
+    assert int(before) + TTL <= row.pop("ttl") <= int(after) + TTL
+    connected_at = row.pop("connectedAt")
+    assert row.pop("lastSeenAt") == connected_at
+    stamps = (time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment)) for moment in (before, after))
+    assert connected_at[:19] in stamps
+    assert (connected_at[19], connected_at[23:]) == (".", "Z")
+    assert row == {
+        "connectionId": "c1=",
+        "userId": "u1",
+        "email": "u1@example.org",
+        "role": "resident",
+        "roleShard": f"resident#{shard}",
+        "shard": f"all#{shard}",
+    }
+    (metrics,) = logs()
+    assert metrics["ConnectionsOpened"] == [1]
+
+
+def test_a_row_lives_no_longer_than_its_token(dynamodb: DynamoDB, context: Context, logs: Logs) -> None:
+    end = int(time.time()) + TTL - 500
+    connect.handler(handshake(token(exp=end)), context)
+    assert dynamodb.rows("connections")[0]["ttl"] == end
+
+
+def test_the_shelter_is_stored_for_those_who_belong_to_one(
+    dynamodb: DynamoDB, context: Context, logs: Logs
+) -> None:
+    dynamodb.add("users", ROW | {"shelterId": "s1"})
+    connect.handler(handshake(token()), context)
+    assert dynamodb.rows("connections")[0]["shelterId"] == "s1"
+
+
+def test_connections_spread_over_every_shard(dynamodb: DynamoDB, context: Context, logs: Logs) -> None:
+    for number in range(100):
+        request = handshake(token())
+        request["requestContext"]["connectionId"] = f"c{number}="
+        connect.handler(request, context)
+    shards = [row["shard"] for row in dynamodb.rows("connections")]
+    assert {shards.count(f"all#{shard}") > 10 for shard in range(4)} == {True}
+    assert len(shards) == 100
+
+
+def test_the_subprotocol_selected_is_in_the_answer(context: Context, logs: Logs) -> None:
+    request = event(kind="CONNECT", headers={"Sec-WebSocket-Protocol": f"muster, {token()}"})
+    assert connect.handler(request, context) == {
+        "statusCode": 200,
+        "headers": {"Sec-WebSocket-Protocol": "muster"},
+    }
+
+
+@pytest.mark.filterwarnings("ignore:No application metrics")
+def test_a_message_that_names_the_route_is_no_handshake(
+    dynamodb: DynamoDB, context: Context, logs: Logs
+) -> None:
+    request = event({"action": "$connect"}, queryStringParameters={"Authorization": token()})
+    answer = connect.handler(request, context)
+    assert answer["statusCode"] == 400
+    assert json.loads(answer["body"])["code"] == "unknown_action"
+    assert dynamodb.calls == []
+
+
+@pytest.mark.filterwarnings("ignore:No application metrics")
+def test_an_unexpected_failure_is_500_and_its_cause_is_in_the_log_only(
+    dynamodb: DynamoDB, context: Context, logs: Logs
+) -> None:
+    dynamodb.failing.add("GetItem")
+    presented = token()
+    assert connect.handler(handshake(presented), context) == {"statusCode": 500}
+    (line,) = logs()
+    assert line["message"] == "connection failed"
+    assert "the disk of host 10.0.0.7 is full" in line["exception"]
+    assert not leaks(presented, json.dumps(line))
+    assert dynamodb.rows("connections") == []

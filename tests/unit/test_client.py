@@ -1,0 +1,600 @@
+"""The WebSocket client against a miniature of the deployed API that can lose, refuse and repeat things."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from typing import Any, ParamSpec, Self
+from uuid import UUID
+
+import pytest
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from muster import client as client_module
+from muster.client import (
+    Client,
+    ClientClosed,
+    HandshakeRefused,
+    Message,
+    Refused,
+    ReplyTimeout,
+    TooLarge,
+    Unreachable,
+)
+
+TOKEN = "head.claims.signature"
+P = ParamSpec("P")
+
+
+def asynchronous(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run a coroutine test, with a deadline for everything it waits on."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), timeout=20))
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "BACKOFF_BASE_SECONDS", 0.01)
+
+
+def iso(instant: datetime) -> str:
+    return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def envelope(number: int, *, ago: float = 0.0) -> Message:
+    """A message whose id sorts by its number, sent `ago` seconds before now."""
+    sent_at = datetime.now(UTC) - timedelta(seconds=ago)
+    identifier = int(sent_at.timestamp() * 1000) << 80 | 0x7 << 76 | 0x2 << 62 | number
+    return {
+        "type": "alert",
+        "id": str(UUID(int=identifier)),
+        "sentAt": iso(sent_at),
+        "sender": {"service": "test"},
+        "payload": {"number": number},
+    }
+
+
+class FakeGateway:
+    """Knows its connections, answers each action, and does what a test tells it to do wrong."""
+
+    def __init__(self) -> None:
+        self.open: list[ServerConnection] = []
+        self.handshakes: list[str] = []
+        self.received: list[Message] = []
+        self.events: list[str] = []
+        self.retained: list[Message] = []
+        self.refusals: list[int] = []
+        self.age = timedelta(0)
+        self.life = timedelta(hours=2)
+        self.page = 2
+        self.changed = asyncio.Event()
+        self.override: Callable[[ServerConnection, Message], Awaitable[bool]] | None = None
+        """Handles a frame instead of the default answer, if it returns True."""
+
+    async def __aenter__(self) -> Self:
+        self._server: Server = await serve(self._serve, "127.0.0.1", 0, process_request=self._handshake)
+        self.url = f"ws://127.0.0.1:{next(iter(self._server.sockets)).getsockname()[1]}/live"
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+
+    def _handshake(self, connection: ServerConnection, request: Request) -> Response | None:
+        self.handshakes.append(request.headers.get("Authorization", ""))
+        if self.refusals:
+            return connection.respond(HTTPStatus(self.refusals.pop(0)), "refused")
+        return None
+
+    async def _serve(self, connection: ServerConnection) -> None:
+        self.open.append(connection)
+        self.events.append("opened")
+        self.changed.set()
+        with suppress(ConnectionClosed):
+            async for frame in connection:
+                message = json.loads(frame)
+                self.received.append(message)
+                self.changed.set()
+                if self.override is None or not await self.override(connection, message):
+                    await self.reply(connection, message)
+        self.open.remove(connection)
+        self.events.append("closed")
+        self.changed.set()
+
+    async def reply(self, connection: ServerConnection, message: Message) -> None:
+        now = datetime.now(UTC)
+        match message["action"]:
+            case "ping":
+                answer: Message = {
+                    "type": "pong",
+                    "serverTime": iso(now),
+                    "connectedAt": iso(now - self.age),
+                    "expiresAt": iso(now + timedelta(hours=24)),
+                    "reconnectBy": iso(now + self.life),
+                    "idleTimeoutSeconds": 600,
+                }
+            case "resume":
+                if "cursor" in message:
+                    cut = [kept for kept in self.retained if kept["id"] > message["cursor"]]
+                else:
+                    overlap = _time(message["after"]) - 30 if "after" in message else 0
+                    cut = [kept for kept in self.retained if _time(kept["id"]) >= overlap]
+                given = cut[: self.page]
+                more = len(cut) > self.page
+                answer = {
+                    "type": "resumed",
+                    "messages": given,
+                    "more": more,
+                    "cursor": given[-1]["id"] if more else None,
+                }
+            case "renew":
+                answer = {"type": "renewed", "expiresAt": iso(now + timedelta(hours=1))}
+            case _:
+                answer = {"type": "ack", "id": envelope(0)["id"], "execution": "e"}
+        await connection.send(json.dumps(answer | {"replyTo": message["id"]}))
+
+    async def error(self, connection: ServerConnection, message: Message, code: str, **more: Any) -> None:
+        answer = {"type": "error", "code": code, "message": "No.", "replyTo": message["id"]} | more
+        await connection.send(json.dumps(answer))
+
+    async def post(self, *messages: Message) -> None:
+        """Keep messages for resume and deliver them to every open connection."""
+        for message in messages:
+            self.retained.append(message)
+            for connection in self.open:
+                await connection.send(json.dumps(message))
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        while not condition():
+            self.changed.clear()
+            await self.changed.wait()
+
+    def actions(self, name: str) -> list[Message]:
+        return [message for message in self.received if message["action"] == name]
+
+
+def _time(identifier: str) -> float:
+    return (UUID(identifier).int >> 80) / 1000
+
+
+async def take(client: Client, count: int) -> list[int]:
+    numbers = []
+    async for message in client:
+        numbers.append(message["payload"]["number"])
+        if len(numbers) == count:
+            break
+    return numbers
+
+
+async def everything(client: Client) -> list[int]:
+    """What iteration still yields after a barrier: a pong comes after all that was posted before it."""
+    await client.ping()
+    await client.close()
+    return [message["payload"]["number"] async for message in client]
+
+
+@asynchronous
+async def test_messages_come_in_the_order_of_arrival_and_each_id_once() -> None:
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
+        first, second = envelope(1), envelope(2)
+        await gateway.post(second, first, second, first)
+        assert await everything(client) == [2, 1]
+        assert client.duplicates == 2
+
+
+@asynchronous
+async def test_the_memory_for_duplicates_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "REMEMBERED_IDS", 2)
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
+        first, second, third = envelope(1), envelope(2), envelope(3)
+        await gateway.post(first, second, third, first)
+        assert await everything(client) == [1, 2, 3, 1]
+
+
+@asynchronous
+async def test_each_send_gets_the_reply_that_answers_it() -> None:
+    held: list[tuple[ServerConnection, Message]] = []
+
+    async def answer_backwards(connection: ServerConnection, message: Message) -> bool:
+        if message["action"] != "alert":
+            return False
+        held.append((connection, message))
+        if len(held) == 2:
+            for waiting in reversed(held):
+                await gateway.reply(*waiting)
+        return True
+
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
+        gateway.override = answer_backwards
+        one, two = await asyncio.gather(
+            client.send({"action": "alert", "id": "one"}), client.send({"action": "alert", "id": "two"})
+        )
+        assert (one["replyTo"], two["replyTo"]) == ("one", "two")
+
+
+@asynchronous
+async def test_a_send_without_an_id_gets_one_of_its_own() -> None:
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
+        replies = [await client.alert({"all": True}, {}) for _ in range(2)]
+        assert replies[0]["replyTo"] != replies[1]["replyTo"]
+
+
+@asynchronous
+async def test_the_shorthands_send_what_the_schemas_say() -> None:
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
+        await client.broadcast({"all": True}, {"a": 1}, offline="never")
+        await client.shelter_update("north", {"beds": 3})
+        await client.renew()
+        sent = [{k: v for k, v in message.items() if k != "id"} for message in gateway.received[1:]]
+        assert sent == [
+            {"action": "broadcast", "target": {"all": True}, "payload": {"a": 1}, "offline": "never"},
+            {"action": "shelter_update", "shelterId": "north", "payload": {"beds": 3}},
+            {"action": "renew", "token": TOKEN},
+        ]
+
+
+@asynchronous
+async def test_an_error_reply_raises_with_its_code_and_faults() -> None:
+    faults = [{"pointer": "/target", "problem": "is missing", "fix": "add target"}]
+
+    async def refuse(connection: ServerConnection, message: Message) -> bool:
+        await gateway.error(connection, message, "invalid_message", faults=faults)
+        return True
+
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
+        gateway.override = refuse
+        with pytest.raises(Refused, match="No") as refused:
+            await client.send({"action": "alert"})
+        assert refused.value.code == "invalid_message"
+        assert refused.value.faults[0].pointer == "/target"
+        assert refused.value.fix == "/target is missing: add target"
+
+
+@asynchronous
+async def test_no_reply_in_time_raises() -> None:
+    async def ignore(connection: ServerConnection, message: Message) -> bool:
+        return True
+
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
+        gateway.override = ignore
+        with pytest.raises(ReplyTimeout, match="alert"):
+            await client.send({"action": "alert"}, timeout=0.05)
+
+
+@asynchronous
+async def test_a_message_over_one_frame_is_not_sent_and_the_connection_stays() -> None:
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
+        await client.alert({"all": True}, {"text": "é" * 15_000})
+        with pytest.raises(TooLarge):
+            await client.alert({"all": True}, {"text": "é" * 16_400})
+        await client.ping()
+        assert len(gateway.actions("alert")) == len(gateway.handshakes) == 1
+
+
+@asynchronous
+async def test_the_token_is_sent_as_a_bearer_header() -> None:
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN):
+        assert gateway.handshakes == [f"Bearer {TOKEN}"]
+
+
+@asynchronous
+async def test_a_callable_gives_a_fresh_token_for_each_connection() -> None:
+    tokens = iter(["first", "second"])
+
+    async def fresh() -> str:
+        return next(tokens)
+
+    async with FakeGateway() as gateway, Client(gateway.url, fresh):
+        await gateway.open[0].close()
+        await gateway.until(lambda: len(gateway.handshakes) == 2)
+        assert gateway.handshakes == ["Bearer first", "Bearer second"]
+
+
+@asynchronous
+async def test_the_token_shows_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with FakeGateway() as gateway:
+        client = Client(f"{gateway.url}?Authorization={TOKEN}", TOKEN)
+        gateway.refusals = [401]
+        with pytest.raises(HandshakeRefused) as refused:
+            await client.__aenter__()
+        async with Client(gateway.url, TOKEN) as connected:
+            await connected.ping()
+    shown = [
+        record.getMessage() for record in caplog.records if not record.name.startswith("websockets.server")
+    ]
+    assert TOKEN not in "".join([repr(client), str(refused.value), str(refused.value.fix), *shown])
+
+
+@pytest.mark.parametrize(
+    ("status", "hint"), [(401, "fresh token"), (403, "active"), (404, "address"), (429, "again")]
+)
+@asynchronous
+async def test_a_refused_handshake_tells_the_status_and_what_to_do(status: int, hint: str) -> None:
+    async with FakeGateway() as gateway:
+        gateway.refusals = [status]
+        with pytest.raises(HandshakeRefused, match=str(status)) as refused:
+            await Client(gateway.url, TOKEN).__aenter__()
+    assert refused.value.status == status
+    assert hint in (refused.value.fix or "")
+
+
+@asynchronous
+async def test_nobody_listening_is_unreachable() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(Unreachable, match="Connect call failed"):
+            await Client(f"ws://127.0.0.1:{taken.getsockname()[1]}", TOKEN).__aenter__()
+
+
+@asynchronous
+async def test_a_bad_address_is_unreachable_and_its_query_stays_secret() -> None:
+    with pytest.raises(Unreachable, match="wss://") as unreachable:
+        await Client(f"https://example.org/live?Authorization={TOKEN}", TOKEN).__aenter__()
+    assert TOKEN not in str(unreachable.value)
+
+
+@asynchronous
+async def test_pings_keep_the_connection_busy() -> None:
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN, heartbeat=0.02):
+        await gateway.until(lambda: len(gateway.actions("ping")) >= 4)
+        assert len(gateway.handshakes) == 1
+
+
+@asynchronous
+async def test_after_a_loss_what_was_missed_comes_once_oldest_first_before_what_is_new() -> None:
+    gateway = FakeGateway()
+    gateway.age = timedelta(minutes=1)
+    async with gateway, Client(gateway.url, TOKEN) as client:
+        await gateway.post(envelope(1, ago=3))
+        assert await take(client, 1) == [1]
+        missed = [envelope(number, ago=1) for number in range(2, 7)]
+        new = envelope(9)
+
+        async def speak_during_the_resume(connection: ServerConnection, message: Message) -> bool:
+            if "after" in message:
+                await connection.send(json.dumps(new))
+                await connection.send(json.dumps(missed[0]))
+            return False
+
+        gateway.override = speak_during_the_resume
+        gateway.retained += missed
+        await gateway.open[0].close()
+        assert await take(client, 6) == [2, 3, 4, 5, 6, 9]
+        assert gateway.actions("resume")[0]["after"] == gateway.retained[0]["id"]
+        assert len(gateway.actions("resume")) == 3
+        assert await everything(client) == []
+
+
+@asynchronous
+async def test_a_loss_in_the_middle_of_a_resume_leaves_no_gap() -> None:
+    gateway = FakeGateway()
+    gateway.age = timedelta(minutes=1)
+    async with gateway, Client(gateway.url, TOKEN) as client:
+        new = envelope(9)
+
+        async def hang_up_after_the_first_page(connection: ServerConnection, message: Message) -> bool:
+            if "cursor" not in message:
+                return False
+            gateway.override = None
+            # Were this newer message taken for the last one seen, the rest would never be asked for.
+            await connection.send(json.dumps(new))
+            await connection.close()
+            return True
+
+        await gateway.post(envelope(1, ago=40))
+        gateway.override = hang_up_after_the_first_page
+        gateway.retained += [envelope(number, ago=40 - number) for number in range(2, 7)]
+        gateway.retained.append(new)
+        await gateway.open[0].close()
+        assert await take(client, 7) == [1, 2, 3, 4, 5, 6, 9]
+        assert await everything(client) == []
+
+
+@asynchronous
+async def test_a_client_that_has_seen_nothing_resumes_from_when_it_connected() -> None:
+    async with FakeGateway() as gateway:
+        gateway.retained.append(envelope(1, ago=5))
+        async with Client(gateway.url, TOKEN) as client:
+            await gateway.open[0].close()
+            gateway.retained.append(envelope(2))
+            assert await take(client, 1) == [2]
+            assert await everything(client) == []
+
+
+@asynchronous
+async def test_iteration_can_begin_where_an_earlier_client_stopped() -> None:
+    async with FakeGateway() as gateway:
+        gateway.retained = [envelope(number, ago=100 - 11 * number) for number in range(1, 9)]
+        async with Client(gateway.url, TOKEN, resume_after=gateway.retained[5]["id"]) as client:
+            # Messages 4 and 5 lie in the 30 s that the server reads again.
+            assert await take(client, 5) == [4, 5, 6, 7, 8]
+            assert gateway.actions("resume")[0]["after"] == gateway.retained[5]["id"]
+
+
+@asynchronous
+async def test_an_impossible_place_to_resume_from_ends_iteration_with_the_servers_words() -> None:
+    async def refuse(connection: ServerConnection, message: Message) -> bool:
+        if message["action"] == "resume":
+            await gateway.error(connection, message, "invalid_message")
+            return True
+        return False
+
+    async with FakeGateway() as gateway:
+        gateway.override = refuse
+        async with Client(gateway.url, TOKEN, resume_after="no-uuid") as client:
+            with pytest.raises(Refused, match="invalid_message"):
+                await take(client, 1)
+            with pytest.raises(Refused, match="invalid_message"):
+                await client.ping()
+
+
+@asynchronous
+async def test_history_is_read_in_pages_beside_the_iteration() -> None:
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
+        gateway.retained = [envelope(number, ago=9) for number in range(5)]
+        assert [message["payload"]["number"] for message in await client.resume()] == [0, 1, 2, 3, 4]
+        assert await everything(client) == []
+
+
+@asynchronous
+async def test_a_send_whose_connection_is_lost_is_repeated_with_the_same_id() -> None:
+    async def hang_up_once(connection: ServerConnection, message: Message) -> bool:
+        if message["action"] != "alert":
+            return False
+        gateway.override = None
+        await connection.close()
+        return True
+
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
+        gateway.override = hang_up_once
+        reply = await client.alert({"all": True}, {})
+        first, second = gateway.actions("alert")
+        assert first == second
+        assert reply["replyTo"] == first["id"]
+
+
+@pytest.mark.parametrize("action", ["alert", "ping"])
+@asynchronous
+async def test_a_connection_the_server_does_not_know_is_replaced(action: str) -> None:
+    async def forget(connection: ServerConnection, message: Message) -> bool:
+        if message["action"] != action or len(gateway.handshakes) > 1:
+            return False
+        await gateway.error(connection, message, "unknown_connection")
+        return True
+
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN, heartbeat=0.05) as client:
+        gateway.override = forget
+        await client.send({"action": action})
+        await gateway.until(lambda: len(gateway.handshakes) == 2 and len(gateway.open) == 1)
+
+
+@asynchronous
+async def test_a_connection_is_replaced_before_its_time_is_up_and_overlaps_the_old_one() -> None:
+    async with FakeGateway() as gateway:
+        gateway.life = timedelta(seconds=1.3)
+        async with Client(gateway.url, TOKEN) as client:
+            gateway.life = timedelta(hours=2)
+            await gateway.until(lambda: len(gateway.open) == 2)
+            await gateway.post(envelope(1))
+            await gateway.until(lambda: len(gateway.open) == 1)
+            assert gateway.events == ["opened", "opened", "closed"]
+            await gateway.post(envelope(2))
+            assert await everything(client) == [1, 2]
+
+
+@asynchronous
+async def test_a_connection_with_a_renewable_token_is_replaced_before_the_token_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def expire_soon(connection: ServerConnection, message: Message) -> bool:
+        now = datetime.now(UTC)
+        pong = {
+            "type": "pong",
+            "replyTo": message["id"],
+            "connectedAt": iso(now),
+            "reconnectBy": iso(now + 9 * hour),
+        }
+        await connection.send(json.dumps(pong | {"expiresAt": iso(now + timedelta(seconds=0.2))}))
+        return True
+
+    hour = timedelta(hours=1)
+    monkeypatch.setattr(client_module, "SHORTEST_LIFE_SECONDS", 0.05)
+    async with FakeGateway() as gateway:
+        gateway.override = expire_soon
+        async with Client(gateway.url, TOKEN):
+            async with Client(gateway.url, lambda: "renewed"):
+                await gateway.until(lambda: gateway.handshakes.count("Bearer renewed") == 2)
+            assert gateway.handshakes.count(f"Bearer {TOKEN}") == 1
+
+
+@asynchronous
+async def test_a_refusal_on_reconnecting_ends_iteration_and_sending() -> None:
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
+        gateway.refusals = [401]
+        await gateway.open[0].close()
+        with pytest.raises(HandshakeRefused):
+            await anext(client)
+        with pytest.raises(HandshakeRefused):
+            await client.ping()
+        assert len(gateway.handshakes) == 2
+
+
+@asynchronous
+async def test_trouble_of_the_servers_own_is_waited_out_with_growing_random_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bounds: list[tuple[float, float]] = []
+
+    def longest(low: float, high: float) -> float:
+        bounds.append((low, high))
+        return high
+
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
+        monkeypatch.setattr(client_module, "BACKOFF_CAP_SECONDS", 0.05)
+        monkeypatch.setattr("random.uniform", longest)
+        gateway.refusals = [503, 429, 500]
+        await gateway.open[0].close()
+        await gateway.until(lambda: len(gateway.handshakes) == 5)
+        await client.ping()
+        assert bounds[:4] == [(0, 0.01), (0, 0.02), (0, 0.04), (0, 0.05)]
+
+
+@asynchronous
+async def test_a_token_that_cannot_be_renewed_ends_iteration_with_the_reason() -> None:
+    def tokens() -> Iterator[str]:
+        yield TOKEN
+        raise PermissionError("signed out")
+
+    source = tokens()
+    async with FakeGateway() as gateway, Client(gateway.url, lambda: next(source)) as client:
+        await gateway.open[0].close()
+        with pytest.raises(PermissionError, match="signed out"):
+            await anext(client)
+
+
+@asynchronous
+async def test_frames_that_are_no_messages_are_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
+        for frame in (
+            "not json",
+            "[1]",
+            '{"message": "Internal server error", "connectionId": "x="}',
+            '{"type": "new"}',
+        ):
+            await gateway.open[0].send(frame)
+        await gateway.post(envelope(1))
+        assert await everything(client) == [1]
+    assert "Internal server error" in caplog.text
+
+
+@asynchronous
+async def test_closing_ends_iteration_after_what_has_arrived() -> None:
+    async with FakeGateway() as gateway:
+        async with Client(gateway.url, TOKEN) as client:
+            await gateway.post(envelope(1), envelope(2))
+            await client.ping()
+        assert [message["payload"]["number"] async for message in client] == [1, 2]
+        with pytest.raises(ClientClosed):
+            await client.ping()
+        with pytest.raises(RuntimeError, match="once"):
+            await client.__aenter__()
+
+
+@asynchronous
+async def test_a_client_that_was_never_opened_says_so() -> None:
+    with pytest.raises(ClientClosed):
+        await Client("ws://127.0.0.1:1", TOKEN).ping()

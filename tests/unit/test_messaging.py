@@ -1,0 +1,200 @@
+"""The messaging commands: what they take, print and answer to the shell."""
+
+import asyncio
+import io
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from muster.broadcaster import Broadcaster, Execution, Receipt
+from muster.cli import messaging
+from muster.cli.messaging import app, json_object, parse_target
+from muster.client import Refused
+from muster.errors import MusterError
+from tests.unit.test_broadcaster import EXECUTION, MACHINE, RECEIPT
+
+
+class FakeClient:
+    """Stands in for `Client`: yields two messages, then stays silent; answers by its `answer`."""
+
+    made: "FakeClient"
+    answer: dict[str, Any] = {"type": "pong", "replyTo": "1"}  # noqa: RUF012 - replaced, never changed
+
+    def __init__(self, url: str, token: Any, *, resume_after: str | None = None) -> None:
+        FakeClient.made = self
+        self.url, self.token, self.resume_after = url, token, resume_after
+        self._numbers = iter((1, 2))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        for number in self._numbers:
+            return {"id": number, "payload": {"text": "ü"}}
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(self, message: dict[str, Any]) -> dict[str, Any]:
+        if self.answer["type"] == "error":
+            raise Refused(self.answer)
+        return self.answer | {"got": message}
+
+
+@pytest.fixture(autouse=True)
+def _fake_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messaging, "Client", FakeClient)
+    monkeypatch.delenv("MUSTER_TOKEN", raising=False)
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+@pytest.mark.parametrize(
+    ("values", "target"),
+    [
+        (["all"], {"all": True}),
+        (["role:admin", "role:resident", "role:admin"], {"roles": ["admin", "resident"]}),
+        (
+            ["user:a:b", "shelter:north", "role:admin"],
+            {"users": ["a:b"], "shelters": ["north"], "roles": ["admin"]},
+        ),
+    ],
+)
+def test_targets_add_up(values: list[str], target: dict[str, Any]) -> None:
+    assert parse_target(values) == target
+
+
+@pytest.mark.parametrize("values", [["everybody"], ["role:"], ["all", "role:admin"], ["team:a"]])
+def test_a_target_that_makes_no_sense_is_refused(values: list[str]) -> None:
+    with pytest.raises(typer.BadParameter):
+        parse_target(values)
+
+
+def test_json_comes_as_text_from_a_file_or_from_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "payload.json").write_text('{"a": 2}')
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"a": 3}'))
+    assert json_object('{"a": 1}') == {"a": 1}
+    assert json_object(f"@{tmp_path / 'payload.json'}") == {"a": 2}
+    assert json_object("-") == {"a": 3}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "@/nowhere/at/all"])
+def test_what_is_no_json_object_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        json_object(text)
+
+
+def test_listen_prints_a_line_of_json_for_each_message_and_stops_at_the_count() -> None:
+    result = invoke("listen", "--token", "t", "--url", "ws://x", "--count", "2", "--resume", "last")
+    assert [json.loads(line)["id"] for line in result.stdout.splitlines()] == [1, 2]
+    assert result.exit_code == 0
+    assert FakeClient.made.resume_after == "last"
+
+
+def test_listen_stops_in_time_which_is_an_error_only_if_messages_are_missing() -> None:
+    in_time = invoke("listen", "--token", "t", "--url", "ws://x", "--timeout", "0.05")
+    short = invoke("listen", "--token", "t", "--url", "ws://x", "--timeout", "0.05", "--count", "3")
+    assert in_time.exit_code == 0
+    assert isinstance(short.exception, MusterError)
+    assert "2 of 3" in str(short.exception)
+
+
+def test_the_token_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUSTER_TOKEN", "from-environment")
+    invoke("send", "--url", "ws://x", "{}")
+    assert FakeClient.made.token == "from-environment"
+
+
+@pytest.mark.parametrize("who", [[], ["--token", "t", "--user", "u"]])
+def test_neither_nobody_nor_two_can_connect(who: list[str]) -> None:
+    assert invoke("send", "--url", "ws://x", *who, "{}").exit_code == 2
+
+
+def test_send_prints_the_reply() -> None:
+    result = invoke("send", "--token", "t", "--url", "ws://x", '{"action": "ping"}')
+    assert json.loads(result.stdout)["got"] == {"action": "ping"}
+    assert result.exit_code == 0
+
+
+def test_send_prints_an_error_reply_and_exits_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = {"type": "error", "code": "forbidden", "message": "No.", "replyTo": "1"}
+    monkeypatch.setattr(FakeClient, "answer", error)
+    result = invoke("send", "--token", "t", "--url", "ws://x", '{"action": "alert"}')
+    assert json.loads(result.stdout) == error
+    assert result.exit_code == 1
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Replace starting and waiting; collect what was started."""
+    calls: list[dict[str, Any]] = []
+
+    def start(_self: Broadcaster, kind: str, target: Any, payload: Any, **options: Any) -> Execution:
+        calls.append({"type": kind, "target": target, "payload": payload} | options)
+        return Execution(EXECUTION, already_started=options["name"] == "again")
+
+    monkeypatch.setattr(Broadcaster, "__init__", lambda _self, arn: None)
+    monkeypatch.setattr(Broadcaster, "start", start)
+    monkeypatch.setattr(Broadcaster, "wait", lambda *_args, **_options: Receipt.parse(RECEIPT))
+    return calls
+
+
+def broadcast(*arguments: str) -> Result:
+    return invoke("broadcast", "--state-machine-arn", MACHINE, *arguments)
+
+
+def test_broadcast_starts_what_was_asked_for_and_prints_the_arn(started: list[dict[str, Any]]) -> None:
+    options = ("--type", "shelter_update", "--shelter-id", "north", "--offline", "always", "--id", "one")
+    result = broadcast("--to", "role:admin", "--to", "user:ann", "--payload", '{"a": 1}', *options)
+    assert result.stdout == f"{EXECUTION}\n"
+    assert started == [
+        {
+            "type": "shelter_update",
+            "target": {"roles": ["admin"], "users": ["ann"]},
+            "payload": {"a": 1},
+            "shelter_id": "north",
+            "offline": "always",
+            "name": "one",
+            "sender": {"service": "muster-cli"},
+        }
+    ]
+
+
+@pytest.mark.usefixtures("started")
+def test_broadcast_with_wait_shows_the_receipt_within_80_columns() -> None:
+    result = broadcast("--to", "all", "--payload", "{}", "--wait")
+    assert RECEIPT["id"] in result.stdout
+    assert "all#1" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+@pytest.mark.usefixtures("started")
+def test_broadcast_json_is_one_object() -> None:
+    waited = json.loads(
+        broadcast("--to", "all", "--payload", "{}", "--json", "--wait", "--id", "again").stdout
+    )
+    assert waited == {"execution": EXECUTION, "alreadyStarted": True, "receipt": RECEIPT}
+    started_only = json.loads(broadcast("--to", "all", "--payload", "{}", "--json").stdout)
+    assert started_only == {"execution": EXECUTION, "alreadyStarted": False}
+
+
+@pytest.mark.parametrize(
+    "options", [["--type", "shelter_update"], ["--type", "alert", "--shelter-id", "north"]]
+)
+def test_a_shelter_update_and_only_that_names_its_shelter(
+    started: list[dict[str, Any]], options: list[str]
+) -> None:
+    assert broadcast("--to", "all", "--payload", "{}", *options).exit_code == 2
+    assert started == []
