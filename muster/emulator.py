@@ -107,6 +107,9 @@ def start(port: int, *, log: Path, folder: Path) -> Process:
         "TMPDIR": str(folder),
         "STATE_DIR": str(folder / "state"),
         "S3_DATA_DIR": str(folder / "s3"),
+        # Two of its listeners bind every interface whatever BIND_HOST says; nothing here needs them.
+        "IOT_MTLS_ENABLED": "0",
+        "SFTP_ENABLED": "0",
         # MiniStack removes every container labelled as its own, even another instance's: show it no Docker.
         "DOCKER_HOST": f"unix://{folder / 'no-docker.sock'}",
         "PYTHONDONTWRITEBYTECODE": "1",

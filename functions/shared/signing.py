@@ -46,7 +46,7 @@ class PostSigner:
         signed = ";".join(headers)
         canonical_headers = "".join(f"{name}:{value}\n" for name, value in headers.items())
 
-        self._path = quote(url.path, safe="/~%") + "/@connections/"
+        self._path = url.path + "/@connections/"
         # The canonical path is the wire's path encoded once more: @ becomes %40, and %3D becomes %253D.
         self._canonical_start = hashlib.sha256(f"POST\n{quote(self._path, safe='/~')}".encode())
         self._canonical_end = (

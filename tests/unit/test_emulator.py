@@ -128,6 +128,7 @@ class TestStart:
         assert "the user's" not in environment.values()
         assert environment["AWS_ACCESS_KEY_ID"] == "test"
         assert environment["BIND_HOST"] == "127.0.0.1"
+        assert environment["IOT_MTLS_ENABLED"] == environment["SFTP_ENABLED"] == "0"
         assert environment["GATEWAY_PORT"] == "4611"
         assert environment["TMPDIR"] == str(tmp_path / "tmp")
         assert not Path(environment["DOCKER_HOST"].removeprefix("unix://")).exists()
