@@ -26,6 +26,7 @@ import inspect
 import json
 import logging
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import datetime
 from types import TracebackType
@@ -33,7 +34,7 @@ from typing import Any, Self
 from uuid import UUID, uuid4
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 
 from muster.errors import MusterError
 from muster.faults import parse_faults
@@ -68,6 +69,8 @@ together do not come back together."""
 
 SHORTEST_LIFE_SECONDS = 1.0
 """The least time before a working connection is replaced, whatever the server says."""
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 ENVELOPE_TYPES = frozenset({"alert", "broadcast", "shelter_update"})
 
@@ -165,11 +168,13 @@ class Client:
         self._url = url
         self._token = token
         self._heartbeat = heartbeat
+        self._resumes = resume_after is not None
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
         self._seen: dict[str, None] = {}
         # Everything up to this id has been delivered; a resume starts here. Only deliveries in order move it.
         self._mark = resume_after or ""
-        self._since = ""
+        # Nothing sent before this time is wanted; None until the server has confirmed a connection.
+        self._since: str | None = None
         # Messages that arrive while older ones are being fetched; None when nothing is.
         self._held: list[Message] | None = None
         self._link: _Link | None = None
@@ -238,6 +243,12 @@ class Client:
         is lost before the reply is sent again on the next, all within `timeout` seconds.
         """
         request = {"id": uuid4().hex, **message}
+        if not REQUEST_ID.fullmatch(str(request["id"])):
+            # The server could not refer to it in its reply.
+            raise ClientError(
+                f"{request['id']!r} cannot identify a message.",
+                fix="Use 1 to 64 of the characters A-Z, a-z, 0-9, - and _, or leave the id out.",
+            )
         try:
             async with asyncio.timeout(timeout):
                 while True:
@@ -310,6 +321,11 @@ class Client:
         try:
             while True:
                 if not await self._tend(link):
+                    if self._since is None:
+                        raise Unreachable(
+                            f"The server at {_address(self._url)} connects but does not answer pings.",
+                            fix="Read the log of the default function.",
+                        )
                     self._ready.clear()
                     self._failures += 1
                 previous, link = link, await self._reopen()
@@ -353,8 +369,9 @@ class Client:
         ends = ("reconnectBy", "expiresAt") if callable(self._token) else ("reconnectBy",)
         life = min(datetime.fromisoformat(pong[end]) for end in ends) - connected_at
         link.live_for(life.total_seconds())
-        if not self._mark:
-            self._mark, self._since = _lowest_id(connected_at), pong["connectedAt"]
+        if self._since is None:
+            self._since = "" if self._resumes else pong["connectedAt"]
+            self._mark = self._mark or _lowest_id(connected_at)
         self._ready.set()
 
     async def _catch_up(self, link: _Link) -> None:
@@ -368,7 +385,7 @@ class Client:
         async for page in _pages(ask, {"action": "resume", "after": self._mark}):
             for message in page:
                 # The server reads back a little before the mark, and so perhaps before the first connection.
-                if message["sentAt"] >= self._since:
+                if message["sentAt"] >= (self._since or ""):
                     count += self._deliver(message)
         held, self._held = self._held or [], None
         for message in held:
@@ -438,7 +455,8 @@ class _Link:
     def __init__(self, socket: ClientConnection, receive: Callable[[Message], None]) -> None:
         self._socket = socket
         self._receive = receive
-        self._replies: dict[str, asyncio.Future[Message]] = {}
+        # A reply is None when the WebSocket closes before it comes.
+        self._replies: dict[str, asyncio.Future[Message | None]] = {}
         self._opened_at = asyncio.get_running_loop().time()
         self._spread = random.uniform(*ROLLOVER_WINDOW)  # noqa: S311 - no secret
         self.replace_at = float("inf")
@@ -462,7 +480,7 @@ class _Link:
         identifier = message["id"]
         if identifier in self._replies:
             raise ValueError(f"A message with the id {identifier!r} is still waiting for its reply.")
-        reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[Message | None] = asyncio.get_running_loop().create_future()
         self._replies[identifier] = reply
         try:
             await self._socket.send(text)
@@ -471,6 +489,8 @@ class _Link:
             raise _LinkLost from None
         finally:
             del self._replies[identifier]
+        if answer is None:
+            raise _LinkLost
         if answer["type"] == "error":
             raise Refused(answer)
         return answer
@@ -489,7 +509,7 @@ class _Link:
         finally:
             for reply in self._replies.values():
                 if not reply.done():
-                    reply.set_exception(_LinkLost())
+                    reply.set_result(None)
 
     def _sort(self, frame: str | bytes) -> None:
         try:
@@ -526,7 +546,7 @@ async def _connect(url: str, headers: Mapping[str, str]) -> ClientConnection:
     except InvalidURI:
         # Its text repeats the whole address, with whatever secret the query may hold.
         reason = "it is not a ws:// or wss:// address"
-    except (OSError, TimeoutError, InvalidHandshake) as error:
+    except (OSError, WebSocketException) as error:
         reason = str(error) or type(error).__name__
     raise Unreachable(
         f"No WebSocket could be opened at {_address(url)}: {reason}.",

@@ -265,7 +265,7 @@ class Deployment:
         """
         barrier = uuid4().hex
         self._sns.publish(TopicArn=self.outputs.offline_topic_arn, Message=json.dumps({"barrier": barrier}))
-        until(lambda: self._drain() or barrier in self._barriers, "the barrier in the offline queue")
+        until(lambda: barrier in self._drained(), "the barrier in the offline queue")
         return [
             notification
             for notification in self._notifications
@@ -273,7 +273,8 @@ class Deployment:
             and reason in (None, notification.body["reason"])
         ]
 
-    def _drain(self) -> None:
+    def _drained(self) -> set[str]:
+        """Take over what the queue holds and return the barriers that have come through it."""
         url = self.outputs.offline_queue_url
         while received := self._sqs.receive_message(
             QueueUrl=url, MaxNumberOfMessages=10, WaitTimeSeconds=0
@@ -292,6 +293,7 @@ class Deployment:
                 for n, message in enumerate(received)
             ]
             self._sqs.delete_message_batch(QueueUrl=url, Entries=entries)
+        return self._barriers
 
 
 def users_of(notifications: Sequence[Notification]) -> list[str]:

@@ -124,6 +124,7 @@ class _Post:
     recipient: Recipient
     attempts: int = 0
     timeouts: int = 0
+    replaced: bool = False
     outcome: Outcome = "failed"
 
 
@@ -157,6 +158,8 @@ class _Batch:
         while self._unsettled and (now := time.monotonic()) < self._deadline:
             self._wake(now)
             self._launch(now)
+            if not self._unsettled:
+                break  # the last were settled without being sent: there is no answer to wait for
             for wire in self._wires.wait(self._next_moment() - now):
                 self._advance(wire)
             self._expire(time.monotonic())
@@ -180,7 +183,7 @@ class _Batch:
         while self._ready and len(self._flying) < self._concurrency:
             post = self._ready.popleft()
             try:
-                wire = self._wires.take(now, self._deadline)
+                wire = self._wires.take(now, self._deadline, fresh=post.replaced)
             except BROKEN:
                 self._settle(post, None)
                 continue
@@ -212,10 +215,14 @@ class _Batch:
         self._wires.give_back(wire)
 
     def _lose(self, wire: Wire) -> None:
-        """Replace a wire that broke; one that had idled may have died long ago, and its post did not fail."""
+        """Replace a wire that broke. One that had idled may have died long ago, and its post did not fail.
+
+        That is believed once a post: it may be what kills the wires, and each of them may have taken it.
+        """
         _, post = self._flying.pop(wire)
         self._wires.drop(wire)
-        if wire.used and not wire.answering:
+        if wire.used and not wire.answering and not post.replaced:
+            post.replaced = True
             self._ready.appendleft(post)
         else:
             self._settle(post, None)
@@ -272,11 +279,14 @@ class _Wires:
         self._addresses_until = 0.0
         self._unresolved_until = 0.0
 
-    def take(self, now: float, deadline: float) -> Wire:
-        """An idle wire, or a new one. Raises one of BROKEN when the host has no address."""
+    def take(self, now: float, deadline: float, *, fresh: bool) -> Wire:
+        """An idle wire, or a new one. Raises one of BROKEN when the host has no address.
+
+        For a `fresh` one, those that are idle are closed: they may have died like the one before it.
+        """
         while self._idle:
             idle_since, wire = self._idle.pop()
-            if now - idle_since < IDLE_SECONDS:
+            if not fresh and now - idle_since < IDLE_SECONDS:
                 return wire
             self.drop(wire)
         if now < self._unresolved_until:

@@ -1,17 +1,17 @@
 """`muster demo`: the whole pipeline on this machine, with a verdict."""
 
 import asyncio
-import contextlib
 import json
 import resource
 import signal
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Annotated
+from types import FrameType, TracebackType
+from typing import Annotated, Any, Self, TypeVar
 
 import typer
 from rich import box
@@ -25,6 +25,8 @@ from muster.progress import Progress
 from muster.stack import Stack
 
 app = typer.Typer()
+
+T = TypeVar("T")
 
 
 class DemoFailed(MusterError):
@@ -48,8 +50,8 @@ def demo(
     was missing, and every figure over its limit.
     """
     _allow_many_sockets()
-    with _interruptible_once(), progress() as shown, _temporary_stack(port, keep, shown) as outputs:
-        report = asyncio.run(run(outputs, clients, shown))
+    with _Interrupts() as interrupts, progress() as shown, _temporary_stack(port, keep, shown) as outputs:
+        report = interrupts.run(run(outputs, clients, shown))
     if as_json:
         typer.echo(json.dumps(asdict(report) | {"passed": not report.problems}, indent=2))
     else:
@@ -58,43 +60,71 @@ def demo(
         raise DemoFailed("\n".join(["The demo failed:", *(f"- {problem}" for problem in report.problems)]))
 
 
+class _Interrupts:
+    """Lets the first Ctrl-C, `kill` or closed terminal end the demo, and no later one its cleaning up."""
+
+    def __init__(self) -> None:
+        self._ending = False
+        self._cancel: Callable[[], object] | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                self._before[number] = signal.signal(number, self._interrupt)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run the demo proper; an interrupt cancels it, so that it can close what it opened.
+
+        After it only the cleaning up is left, so from then on interrupts are not heeded.
+        """
+
+        async def cancellable() -> T:
+            task = asyncio.ensure_future(coroutine)
+            self._cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel)
+            try:
+                return await task
+            finally:
+                self._ending = True
+
+        try:
+            return asyncio.run(cancellable())
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+    def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._ending:
+            with suppress(OSError):  # the terminal may be what has gone
+                stderr.print("Stopping already: the stack is being removed.")
+            return
+        self._ending = True
+        if self._cancel is None:
+            raise KeyboardInterrupt
+        self._cancel()
+
+
 @contextmanager
 def _temporary_stack(port: int, keep: bool, shown: Progress) -> Iterator[Outputs]:
     stack = Stack(Path(tempfile.mkdtemp(prefix="muster-demo-")), port=port, progress=shown)
+    leave = keep
     try:
         yield stack.up()
+    except MusterError:
+        # A stack that does not come up stops by itself, and the error may point to its log.
+        leave = leave or stack.status().phase == "down"
+        raise
     finally:
-        if stack.status().phase == "down":
-            # It did not come up, and has cleaned up after itself; what it logged stays.
-            with contextlib.suppress(OSError):
-                stack.state_dir.rmdir()
-        elif keep:
-            stderr.print(f"The stack stays up. Stop it with `muster down --state-dir {stack.state_dir}`")
-        else:
+        if not leave:
             stack.down()
-
-
-@contextmanager
-def _interruptible_once() -> Iterator[None]:
-    """Let the first Ctrl-C, `kill` or closed terminal end the demo, and no later one its cleaning up."""
-    interrupted = False
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal interrupted
-        if interrupted:
-            stderr.print("Stopping already: the stack is being removed.")
-            return
-        interrupted = True
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in heeded}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        elif stack.status().phase != "down":
+            stderr.print(f"The stack stays up. Stop it with `muster down --state-dir {stack.state_dir}`")
 
 
 def _allow_many_sockets(wanted: int = 4096) -> None:

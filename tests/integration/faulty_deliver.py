@@ -1,21 +1,24 @@
-"""A `deliver` whose connections behave as their ids say; `Variants.function` packs it beside the deployed code.
+"""A `deliver` whose connections behave as their ids say, for `Variants.function` to pack.
 
-    crash-until-T-...   the invocation raises, until the epoch second T
-    hang-...            the invocation outlives its timeout
-    error-...           API Gateway answers 500, every time
-    busy-...            API Gateway answers 429 once, then takes the message
-    too-large-...       API Gateway answers 413
-    closed-...          API Gateway answers 410
-    anything else       API Gateway takes the message
+    crash-...        the invocation raises
+    crash-once-...   the first invocation raises
+    hang-...         the invocation outlives its timeout
+    error-...        API Gateway answers 500, every time
+    busy-...         API Gateway answers 429 once, then takes the message
+    too-large-...    API Gateway answers 413
+    closed-...       API Gateway answers 410
+    anything else    API Gateway takes the message
 
 The API Gateway is a small HTTP server inside the Lambda, so that it is reached wherever the Lambda runs.
 """
 
 import os
+import tempfile
 import threading
 import time
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -51,11 +54,20 @@ def _serve() -> None:
     os.environ["CONNECTIONS_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}/live"
 
 
+def _is_first(connection_id: str) -> bool:
+    """Tell whether this is asked for the first time, in any process: the emulator ends those that raise."""
+    try:
+        Path(tempfile.gettempdir(), connection_id).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """Do what the ids say, and the rest as deployed."""
     for connection in event["connections"]:
-        fault, _, until = connection["connectionId"].rpartition("-")[0].partition("-until-")
-        if fault == "crash" and time.time() < float(until):
+        fault = connection["connectionId"].rpartition("-")[0]
+        if fault == "crash" or (fault == "crash-once" and _is_first(connection["connectionId"])):
             raise RuntimeError("told to crash")
         if fault == "hang":
             time.sleep(60)
@@ -64,4 +76,5 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     deliver.REPORT_MILLISECONDS = min(
         deliver.REPORT_MILLISECONDS, context.get_remaining_time_in_millis() // 2
     )
-    return deliver.handler(event, context)
+    result: dict[str, Any] = deliver.handler(event, context)
+    return result

@@ -15,7 +15,7 @@ MakeToken = Callable[[Deployment, str], str | None]
 
 
 def _unsigned(deployment: Deployment, user_id: str) -> str:
-    return jwt.encode(deployment.claims(user_id), None, "none")
+    return jwt.encode(deployment.claims(user_id), "", "none")
 
 
 def _tampered(deployment: Deployment, user_id: str) -> str:

@@ -1,7 +1,7 @@
 """`resume`, asked of `default` without a WebSocket: what the queue gives back, in which order and frames.
 
-The queues of a role and of all are everybody's. So each test writes its messages into an hour of the past that
-is its own, asks for what came after that hour began, and looks no further than its end.
+The queues of a role and of all are everybody's. So each test writes its messages into an hour of the past
+that is its own, asks for what came after that hour began, and looks no further than its end.
 """
 
 import json
@@ -149,20 +149,21 @@ def test_messages_past_their_retention_stay_away(past: Past) -> None:
 @pytest.mark.parametrize(
     ("count", "audience", "size"),
     [
-        pytest.param(250, lambda n: n % 4, lambda n: 2_000, id="evenly-over-the-audiences"),
-        pytest.param(250, lambda n: 0 if n % 25 else 3, lambda n: 2_000, id="nearly-all-in-one-audience"),
-        pytest.param(20, lambda n: n % 4, lambda n: 29_000, id="each-nearly-a-frame"),
+        pytest.param(250, lambda n: n % 4, 2_000, id="500-kilobytes-over-the-audiences"),
+        pytest.param(250, lambda n: 0 if n % 25 else 3, 2_000, id="500-kilobytes-nearly-all-for-one"),
+        pytest.param(250, lambda n: 0 if n % 25 else 3, 10, id="more-for-one-than-is-read-at-once"),
+        pytest.param(20, lambda n: n % 4, 29_000, id="each-nearly-a-frame"),
     ],
 )
-def test_half_a_megabyte_comes_back_in_frames_without_gap_or_repetition(
-    past: Past, count: int, audience: Callable[[int], int], size: Callable[[int], int]
+def test_all_that_was_missed_comes_back_in_frames_without_gap_or_repetition(
+    past: Past, count: int, audience: Callable[[int], int], size: int
 ) -> None:
-    sent = [past.write(past.audiences[audience(n)], 60 + n, size(n)) for n in range(count)]
+    sent = [past.write(past.audiences[audience(n)], 60 + n, size) for n in range(count)]
 
     pages = list(past.resume(after=past.id_at(0)))
 
     # `Deployment.default` holds every frame to 32 KB.
     own = [message["id"] for page in pages for message in page["messages"] if message["id"] in set(sent)]
     assert own == sent
-    assert len(pages) >= count * size(0) / 32_000
+    assert len(pages) >= count * size / 32_000
     assert [page["cursor"] is None for page in pages] == [not page["more"] for page in pages]

@@ -69,10 +69,8 @@ class Variants:
         self._machines.append(made["stateMachineArn"])
         return str(made["stateMachineArn"])
 
-    def broadcast(
-        self, fanout_changes: Mapping[str, str], changes: Mapping[str, str] | None = None
-    ) -> str:
-        """Return the ARN of a broadcast machine, itself changed if need be, whose fanout is a changed copy."""
+    def broadcast(self, fanout_changes: Mapping[str, str], changes: Mapping[str, str] | None = None) -> str:
+        """Return the ARN of a broadcast machine, changed itself if need be, with a changed fanout."""
         broadcast = self._deployment.outputs.broadcast_state_machine_arn
         fanout = self._deployment.outputs.fanout_state_machine_arn
         return self.machine(broadcast, {fanout: self.machine(fanout, fanout_changes), **(changes or {})})

@@ -23,6 +23,7 @@ from muster import client as client_module
 from muster.client import (
     Client,
     ClientClosed,
+    ClientError,
     HandshakeRefused,
     Message,
     Refused,
@@ -171,12 +172,7 @@ def _time(identifier: str) -> float:
 
 
 async def take(client: Client, count: int) -> list[int]:
-    numbers = []
-    async for message in client:
-        numbers.append(message["payload"]["number"])
-        if len(numbers) == count:
-            break
-    return numbers
+    return [(await anext(client))["payload"]["number"] for _ in range(count)]
 
 
 async def everything(client: Client) -> list[int]:
@@ -264,6 +260,14 @@ async def test_an_error_reply_raises_with_its_code_and_faults() -> None:
 
 
 @asynchronous
+async def test_an_id_that_no_reply_could_refer_to_is_refused() -> None:
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
+        for identifier in ("", "a b", "x" * 65, 7.5):
+            with pytest.raises(ClientError, match="cannot identify"):
+                await client.send({"action": "ping", "id": identifier})
+
+
+@asynchronous
 async def test_no_reply_in_time_raises() -> None:
     async def ignore(connection: ServerConnection, message: Message) -> bool:
         return True
@@ -341,6 +345,19 @@ async def test_nobody_listening_is_unreachable() -> None:
 
 
 @asynchronous
+async def test_a_server_that_takes_connections_but_fails_every_ping_is_unreachable() -> None:
+    async def fail(connection: ServerConnection, message: Message) -> bool:
+        await gateway.error(connection, message, "internal")
+        return True
+
+    async with FakeGateway() as gateway:
+        gateway.override = fail
+        with pytest.raises(Unreachable, match="does not answer"):
+            await Client(gateway.url, TOKEN).__aenter__()
+        await gateway.until(lambda: not gateway.open)
+
+
+@asynchronous
 async def test_a_bad_address_is_unreachable_and_its_query_stays_secret() -> None:
     with pytest.raises(Unreachable, match="wss://") as unreachable:
         await Client(f"https://example.org/live?Authorization={TOKEN}", TOKEN).__aenter__()
@@ -404,11 +421,20 @@ async def test_a_loss_in_the_middle_of_a_resume_leaves_no_gap() -> None:
         assert await everything(client) == []
 
 
+@pytest.mark.parametrize("early", [[], [7]])
 @asynchronous
-async def test_a_client_that_has_seen_nothing_resumes_from_when_it_connected() -> None:
+async def test_a_new_client_resumes_from_when_it_connected(early: list[int]) -> None:
+    async def post_before_the_pong(connection: ServerConnection, message: Message) -> bool:
+        gateway.override = None
+        for number in early:
+            await gateway.post(envelope(number, ago=0.001))
+        return False
+
     async with FakeGateway() as gateway:
         gateway.retained.append(envelope(1, ago=5))
+        gateway.override = post_before_the_pong
         async with Client(gateway.url, TOKEN) as client:
+            assert await take(client, len(early)) == early
             await gateway.open[0].close()
             gateway.retained.append(envelope(2))
             assert await take(client, 1) == [2]
@@ -501,6 +527,8 @@ async def test_a_connection_with_a_renewable_token_is_replaced_before_the_token_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def expire_soon(connection: ServerConnection, message: Message) -> bool:
+        if message["action"] != "ping":
+            return False
         now = datetime.now(UTC)
         pong = {
             "type": "pong",
@@ -517,7 +545,7 @@ async def test_a_connection_with_a_renewable_token_is_replaced_before_the_token_
         gateway.override = expire_soon
         async with Client(gateway.url, TOKEN):
             async with Client(gateway.url, lambda: "renewed"):
-                await gateway.until(lambda: gateway.handshakes.count("Bearer renewed") == 2)
+                await gateway.until(lambda: gateway.handshakes.count("Bearer renewed") == 4)
             assert gateway.handshakes.count(f"Bearer {TOKEN}") == 1
 
 
@@ -550,7 +578,12 @@ async def test_trouble_of_the_servers_own_is_waited_out_with_growing_random_paus
         await gateway.open[0].close()
         await gateway.until(lambda: len(gateway.handshakes) == 5)
         await client.ping()
-        assert bounds[:4] == [(0, 0.01), (0, 0.02), (0, 0.04), (0, 0.05)]
+        pauses = [bound for bound in bounds if bound != client_module.ROLLOVER_WINDOW]
+        assert pauses == [(0, 0.01), (0, 0.02), (0, 0.04), (0, 0.05)]
+        bounds.clear()
+        await gateway.open[0].close()
+        await gateway.until(lambda: len(gateway.handshakes) == 6)
+        assert bounds[0] == (0, 0.01)
 
 
 @asynchronous

@@ -1,5 +1,6 @@
 """The demo's reckoning, and how its command ends; the demo itself is an end-to-end test."""
 
+import asyncio
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ from muster.demo import (
     is_addressed,
     script,
 )
-from muster.errors import StackError
+from muster.errors import MusterError, StackError
 from muster.seed import USERS, User
 from muster.stack import Status
 
@@ -65,13 +66,8 @@ def test_the_cast_has_every_role_both_shelters_and_nobody_inactive() -> None:
 def test_the_script_has_each_scope_by_execution_and_each_type_by_a_client(clients: int) -> None:
     users = cast(clients)
     steps = script(users)
-    assert {step.scope for step in steps if step.via == "execution"} == {
-        "all",
-        "role",
-        "user",
-        "shelter",
-        "overlapping",
-    }
+    scopes = {step.scope for step in steps if step.via == "execution"}
+    assert scopes == {"all, cold", "all", "role", "user", "shelter", "overlapping"}
     assert {step.type for step in steps if step.via == "client"} == {"alert", "broadcast", "shelter_update"}
     for step in steps:
         assert any(is_addressed(user, step.target) for user in users)
@@ -118,8 +114,8 @@ class FakeStack:
     """Notes whether it was taken down; `during_down` runs while it is."""
 
     made: "FakeStack"
+    during_up: Callable[[], None] = staticmethod(lambda: None)
     during_down: Callable[[], None] = staticmethod(lambda: None)
-    fails = False
 
     def __init__(self, state_dir: Path, **_options: Any) -> None:
         FakeStack.made = self
@@ -128,8 +124,7 @@ class FakeStack:
         self.finished_down = False
 
     def up(self) -> str:
-        if self.fails:
-            raise StackError("Port 1 is taken.")
+        FakeStack.during_up()
         self.phase = "ready"
         return "outputs"
 
@@ -149,13 +144,18 @@ def _fake_stack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(command, "Stack", FakeStack)
 
 
-def play(monkeypatch: pytest.MonkeyPatch, outcome: Report | Callable[[], None], *arguments: str) -> Result:
+def play(monkeypatch: pytest.MonkeyPatch, outcome: Report | MusterError | None, *arguments: str) -> Result:
+    """Run the command with a demo that ends in `outcome`; None waits to be interrupted."""
+
     async def run(outputs: object, clients: int, progress: object) -> Report:
         assert outputs == "outputs"
-        if isinstance(outcome, Report):
-            return outcome
-        outcome()
-        raise AssertionError("the interrupt did not come")
+        if isinstance(outcome, MusterError):
+            raise outcome
+        if outcome is None:
+            interrupt()
+            await asyncio.wait_for(asyncio.Event().wait(), timeout=10)
+            raise AssertionError
+        return outcome
 
     monkeypatch.setattr(command, "run", run)
     return CliRunner().invoke(command.app, list(arguments))
@@ -163,6 +163,10 @@ def play(monkeypatch: pytest.MonkeyPatch, outcome: Report | Callable[[], None], 
 
 def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def fail() -> None:
+    raise StackError("Port 1 is taken.")
 
 
 def test_success_prints_the_figures_within_80_columns_and_takes_the_stack_down(
@@ -189,15 +193,34 @@ def test_problems_end_it_with_an_error_that_names_them(monkeypatch: pytest.Monke
     assert FakeStack.made.finished_down
 
 
+def test_a_demo_that_breaks_off_takes_the_stack_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = play(monkeypatch, MusterError("No."))
+    assert str(result.exception) == "No."
+    assert FakeStack.made.finished_down
+
+
 def test_an_interrupt_takes_the_stack_down_and_a_second_one_does_not_stop_that(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(FakeStack, "during_down", staticmethod(interrupt))
-    result = play(monkeypatch, interrupt)
+    result = play(monkeypatch, None)
     assert result.exit_code == 130
     assert FakeStack.made.finished_down
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_once_the_demo_is_over_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeStack, "during_down", staticmethod(interrupt))
+    assert play(monkeypatch, report()).exit_code == 0
+    assert FakeStack.made.finished_down
+
+
+def test_an_interrupt_while_the_stack_comes_up_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeStack, "during_up", staticmethod(interrupt))
+    result = play(monkeypatch, report())
+    assert result.exit_code == 130
+    assert not FakeStack.made.state_dir.exists()
 
 
 def test_keep_leaves_the_stack_and_says_how_to_stop_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,12 +229,14 @@ def test_keep_leaves_the_stack_and_says_how_to_stop_it(monkeypatch: pytest.Monke
     assert f"muster down --state-dir {FakeStack.made.state_dir}" in result.output.replace("\n", "")
 
 
-def test_a_stack_that_does_not_come_up_is_left_to_its_own_cleaning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeStack, "fails", True)
+def test_a_stack_that_does_not_come_up_is_left_to_its_own_cleaning_with_its_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FakeStack, "during_up", staticmethod(fail))
     result = play(monkeypatch, report())
     assert isinstance(result.exception, StackError)
     assert not FakeStack.made.finished_down
-    assert not FakeStack.made.state_dir.exists()
+    assert FakeStack.made.state_dir.exists()
 
 
 def test_fewer_clients_than_the_script_needs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,7 +175,7 @@ def test_broadcast_starts_what_was_asked_for_and_prints_the_arn(started: list[di
 @pytest.mark.usefixtures("started")
 def test_broadcast_with_wait_shows_the_receipt_within_80_columns() -> None:
     result = broadcast("--to", "all", "--payload", "{}", "--wait")
-    assert RECEIPT["id"] in result.stdout
+    assert str(RECEIPT["id"]) in result.stdout
     assert "all#1" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
 

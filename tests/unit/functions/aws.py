@@ -10,6 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -39,8 +40,8 @@ class Service:
         self.calls: list[Call] = []
         self.failing: set[str] = set()
         """Operations answered with an InternalServerError."""
-        self.before: Callable[[str], None] = lambda operation: None
-        """Called before an operation is answered, so that a test can decide whose turn it is."""
+        self.turn: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered around every operation, so that a test can decide whose turn it is."""
         self._lock = threading.Lock()
         self.client: Any = _SESSION.client(self.name)
         self.client.meta.events.register("before-parameter-build", self._note)
@@ -55,8 +56,7 @@ class Service:
 
     def _call(self, model: Any, context: dict[str, Any], **_: Any) -> tuple[Any, dict[str, Any]]:
         parameters = context["sent"]
-        self.before(model.name)
-        with self._lock:
+        with self.turn(), self._lock:
             self.calls.append((model.name, parameters))
             try:
                 if model.name in self.failing:

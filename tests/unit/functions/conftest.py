@@ -10,6 +10,7 @@ import pytest
 os.environ.setdefault("POWERTOOLS_SERVICE_NAME", "muster")
 os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "Muster")
 
+from functions.shared import gateway
 from functions.shared.telemetry import logger, metrics
 
 from .aws import DynamoDB, Sns, StepFunctions
@@ -36,6 +37,13 @@ def sns() -> Sns:
 @pytest.fixture
 def context() -> Context:
     return Context()
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway's pauses between attempts are a thousandth of what they are."""
+    for pause in ("FIRST_BACKOFF_SECONDS", "LONGEST_BACKOFF_SECONDS"):
+        monkeypatch.setattr(gateway, pause, getattr(gateway, pause) / 1000)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import jwt
 from hypothesis import HealthCheck, settings
 
 from functions.shared.settings import Permission
-from functions.shared.tokens import Claims
 from tests.schemas import conforming
 
 SECRET = "a secret of the forty-eight bytes that HS384 asks for, and some more for HS512"
@@ -48,14 +47,13 @@ def leaks(secret: str, text: str) -> bool:
     return any(part in text for part in secret.split(".") if len(part) >= 8)
 
 
-class Verified:
-    """A `Verifier` for tests that are not about tokens: whatever it is shown holds."""
+@dataclass
+class Keys:
+    """Credentials, as botocore's frozen ones."""
 
-    def __init__(self, claims: Claims) -> None:
-        self.claims = claims
-
-    def verify(self, token: str) -> Claims:
-        return self.claims
+    access_key: str
+    secret_key: str
+    token: str | None
 
 
 def event(body: Any = None, kind: str = "MESSAGE", **fields: Any) -> dict[str, Any]:

@@ -158,6 +158,11 @@ def test_the_subprotocol_selected_is_in_the_answer(context: Context, logs: Logs)
     }
 
 
+def test_the_user_is_read_as_it_is_now(dynamodb: DynamoDB, context: Context, logs: Logs) -> None:
+    connect.handler(handshake(token()), context)
+    assert [call["ConsistentRead"] for call in dynamodb.called("GetItem")] == [True]
+
+
 @pytest.mark.filterwarnings("ignore:No application metrics")
 def test_a_message_that_names_the_route_is_no_handshake(
     dynamodb: DynamoDB, context: Context, logs: Logs

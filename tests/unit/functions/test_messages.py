@@ -90,7 +90,7 @@ def read(queue: Queue, connection: Connection, after: str | None, room: int) -> 
         yield page
 
 
-AUDIENCES = ["all", "role#resident", "user#u1", "shelter#s1", "role#admin", "user#u2", "shelter#s2"]
+AUDIENCES = ["all", "role#resident", "user#u1", "shelter#s1", "user#u2"]
 MINE = set(AUDIENCES[:4])
 
 RECORDED = st.lists(
@@ -101,9 +101,14 @@ RECORDED = st.lists(
     ),
     max_size=25,
 )
+BEHIND = [({"all"}, 0, LATER)] * 4 + [({"user#u1"}, 0, LATER)]
+"""One audience whose first page ends long before another's only message."""
 
 
 @properties
+@example(recorded=BEHIND, limit=1, page_size=5, room=500, seen=None)
+@example(recorded=[*BEHIND, *BEHIND, *BEHIND], limit=3, page_size=2, room=500, seen=None)
+@example(recorded=[*BEHIND[::-1], ({"role#resident"}, 0, LATER)], limit=2, page_size=5, room=500, seen=None)
 @given(
     recorded=RECORDED,
     limit=st.integers(1, 5),

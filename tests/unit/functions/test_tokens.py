@@ -49,6 +49,7 @@ def refusal(verifier: Verifier, presented: str) -> str:
         verifier.verify(presented)
     shown = [str(refused.value), repr(refused.value), json.dumps(reply(refused.value, None))]
     assert not any(leaks(presented, text) for text in shown)
+    assert refused.value.__cause__ is None
     assert refused.value.__suppress_context__ or refused.value.__context__ is None
     return refused.value.reason
 

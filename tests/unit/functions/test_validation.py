@@ -169,12 +169,25 @@ def test_a_payload_nests_up_to_the_limit_and_no_deeper(kind: type) -> None:
     assert found.popitem()[1].problem == f"nests more than {MAX_DEPTH} levels deep"
 
 
-def test_nesting_that_no_parser_follows_is_a_fault_and_no_crash() -> None:
-    for text in ("[" * 16_000, '{"a":' * 5_000):
-        with pytest.raises(InvalidJson) as refusal:
-            parse_object(text)
-        assert refusal.value.faults[0].problem == f"nests more than {MAX_DEPTH} levels deep"
-    assert faults("client-alert", ALERT | {"payload": nested(100_000)})[""].fix == "send a flatter value"
+@pytest.mark.parametrize("text", ["[" * 32_000, '{"a":' * 6_000])
+def test_text_that_nests_however_deep_is_refused(text: str) -> None:
+    with pytest.raises(InvalidJson):
+        parse_object(text)
+
+
+def test_nesting_that_the_parser_cannot_follow_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def give_up(*_: Any, **__: Any) -> Any:
+        raise RecursionError  # how deep it follows depends on the interpreter
+
+    monkeypatch.setattr(json, "loads", give_up)
+    with pytest.raises(InvalidJson) as refusal:
+        parse_object("[[[]]]")
+    assert refusal.value.faults[0].problem == f"nests more than {MAX_DEPTH} levels deep"
+
+
+def test_an_instance_that_nests_however_deep_is_refused() -> None:
+    (fault,) = faults("client-alert", ALERT | {"payload": nested(100_000)}).values()
+    assert fault.problem == f"nests more than {MAX_DEPTH} levels deep"
 
 
 @pytest.mark.parametrize("bad", ["\ud800", {"\udfff": 1}, [float("inf")], {"n": [float("nan")]}])

@@ -1,0 +1,87 @@
+"""Who gets a WebSocket, and how the token may travel."""
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+import jwt
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
+
+from tests.conftest import Figure
+from tests.deployment import Deployment, unique
+from tests.e2e.conftest import Open
+from tests.e2e.sockets import Socket, websocket
+from tests.waiting import until
+
+REFUSED: list[tuple[str, Callable[[Deployment, str], dict[str, Any]]]] = [
+    ("no-token", lambda stack, user: {}),
+    ("garbage", lambda stack, user: {"token": "garbage"}),
+    ("expired", lambda stack, user: {"token": stack.token(user, seconds=-1)}),
+    ("wrong-signature", lambda stack, user: {"token": jwt.encode(stack.claims(user), "x" * 64, "HS256")}),
+    ("alg-none", lambda stack, user: {"token": jwt.encode(stack.claims(user), "", "none")}),
+    ("wrong-issuer", lambda stack, user: {"token": stack.token(user, iss="somebody")}),
+    ("wrong-audience", lambda stack, user: {"token": stack.token(user, aud="something")}),
+    ("unknown-user", lambda stack, user: {"token": stack.token(unique("nobody"))}),
+    ("garbage-in-the-query", lambda stack, user: {"query": "?Authorization=garbage"}),
+    ("subprotocol-without-token", lambda stack, user: {"subprotocols": [Subprotocol("muster")]}),
+]
+
+
+@pytest.mark.parametrize("options", [pytest.param(case[1], id=case[0]) for case in REFUSED])
+def test_handshake_without_a_token_that_holds_is_refused(
+    deployment: Deployment, options: Callable[[Deployment, str], dict[str, Any]]
+) -> None:
+    user_id = deployment.user().user_id
+
+    _assert_refused(deployment, user_id, options(deployment, user_id))
+
+
+def test_inactive_user_is_refused(deployment: Deployment) -> None:
+    user_id = deployment.user(active=False).user_id
+
+    _assert_refused(deployment, user_id, {"token": deployment.token(user_id)})
+
+
+def _assert_refused(deployment: Deployment, user_id: str, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidStatus) as refusal, websocket(deployment, **options):
+        pass
+    # AWS tells the two apart; the emulator answers 403 whatever the function says.
+    assert refusal.value.response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+    assert deployment.connections_of(user_id) == []
+
+
+@pytest.mark.parametrize("way", ["query", "header", "subprotocols"])
+def test_token_is_accepted_alike_wherever_it_travels(deployment: Deployment, way: str) -> None:
+    user = deployment.user()
+    token = deployment.token(user.user_id)
+    ways: dict[str, dict[str, Any]] = {
+        "query": {"query": f"?Authorization={token}"},
+        "header": {"token": token},
+        "subprotocols": {"subprotocols": [Subprotocol("muster"), Subprotocol(token)]},
+    }
+
+    with websocket(deployment, **ways[way]) as connection:
+        (connection_id,) = deployment.connections_of(user.user_id)
+        socket = Socket(user, connection, connection_id)
+        assert socket.ask({"action": "ping"})["type"] == "pong"
+        # Browsers insist that one they offered is selected. The emulator passes none of the headers of
+        # `connect` on, so it is the integration tests that look at them.
+        assert connection.subprotocol in (None, "muster")
+    until(lambda: not deployment.connection(connection_id), "the end of the connection")
+
+
+def test_handshake_takes_under_two_seconds(deployment: Deployment, open_socket: Open, figure: Figure) -> None:
+    slowest = max(open_socket(deployment.user()).handshake_seconds for _ in range(10))
+
+    figure("Handshake, slowest of 10", slowest, 2)
+
+
+def test_closing_the_connection_forgets_it(deployment: Deployment, open_socket: Open) -> None:
+    socket = open_socket(deployment.user())
+    assert deployment.connection(socket.connection_id)
+
+    socket.close()
+
+    until(lambda: not deployment.connection(socket.connection_id), "the row's end")

@@ -1,0 +1,62 @@
+"""Fixtures of the fault tests. All that is random follows one seed, MUSTER_FAULT_SEED, which is printed."""
+
+import os
+import random
+from collections.abc import Generator, Iterator
+
+import pytest
+
+# Powertools reads these when the functions are imported, which the test modules do.
+os.environ.setdefault("POWERTOOLS_SERVICE_NAME", "muster")
+os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "Muster")
+
+from functions.shared import gateway
+from tests.faults.proxy import FaultProxy
+from tests.faults.seed import SEED
+from tests.faults.support import close_gateways
+
+REPEAT = f"repeat with MUSTER_FAULT_SEED={SEED}"
+
+
+def pytest_report_header() -> str:
+    return f"tests/faults: {REPEAT}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(f"tests/faults: {REPEAT}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        report.sections.append(("seed", REPEAT))
+    return report
+
+
+@pytest.fixture(autouse=True)
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Randomness of the test's own; the backoffs' follows the seed too."""
+    random.seed(f"{SEED}/backoff/{request.node.nodeid}")
+    return random.Random(f"{SEED}/{request.node.nodeid}")
+
+
+@pytest.fixture(autouse=True)
+def tidy() -> Iterator[None]:
+    yield
+    close_gateways()
+
+
+@pytest.fixture
+def proxy() -> Iterator[FaultProxy]:
+    """A proxy that plays `@connections`, over plain HTTP."""
+    with FaultProxy() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timeouts and backoffs of a tenth, so that giving up takes no minutes."""
+    monkeypatch.setattr(gateway, "POST_TIMEOUT_SECONDS", 0.4)
+    monkeypatch.setattr(gateway, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(gateway, "LONGEST_BACKOFF_SECONDS", 0.05)

@@ -1,0 +1,87 @@
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from functions import accept, connect, default, deliver, disconnect, offline
+from functions.shared import clients
+from functions.shared.errors import SettingsError
+
+from .support import STATE_MACHINE, TOPIC
+
+ROOT = Path(__file__).parents[3]
+
+JWT = {
+    "JWT_ALGORITHMS": "HS256",
+    "JWT_ISSUER": "muster",
+    "JWT_AUDIENCE": "muster",
+    "JWT_SECRET_ARN": "arn:secret",
+}
+TABLES = {"CONNECTIONS_TABLE": "connections", "USERS_TABLE": "users", "MESSAGES_TABLE": "messages"}
+ENDPOINT = {"CONNECTIONS_ENDPOINT": "https://abc.execute-api.eu-west-1.amazonaws.com/live"}
+ROLES = {"ROLES": json.dumps({"admin": {"actions": ["alert"]}})}
+RETENTION = {"MESSAGE_RETENTION_SECONDS": "604800"}
+CONNECT = {"CONNECTION_TTL_SECONDS": "86400", "AUDIENCE_SHARDS": "4"}
+
+FUNCTIONS: dict[str, tuple[Any, dict[str, str]]] = {
+    "connect": (connect.dependencies, JWT | TABLES | CONNECT),
+    "disconnect": (disconnect.connections, TABLES),
+    "default": (
+        default.dependencies,
+        JWT | TABLES | ENDPOINT | ROLES | CONNECT | {"BROADCAST_STATE_MACHINE_ARN": STATE_MACHINE},
+    ),
+    "accept": (accept.config, ROLES | RETENTION | CONNECT),
+    "deliver": (deliver.dependencies, TABLES | ENDPOINT | {"POST_CONCURRENCY": "64"}),
+    "offline": (offline.handover, TABLES | RETENTION | {"OFFLINE_TOPIC_ARN": TOPIC}),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """There is a region, and what a function keeps between events is forgotten before and after."""
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    kept: list[Any] = [clients.client, clients.session, *(built for built, _ in FUNCTIONS.values())]
+    for cached in kept:
+        cached.cache_clear()
+    yield
+    for cached in kept:
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_function_builds_what_it_needs_from_its_environment_once(
+    function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, environment = FUNCTIONS[function]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert build() is build()
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_function_says_what_its_environment_misses(function: str) -> None:
+    build, _ = FUNCTIONS[function]
+    with pytest.raises(SettingsError, match="is not set"):
+        build()
+
+
+def test_importing_the_functions_needs_no_environment_and_makes_no_client() -> None:
+    script = f"""
+import boto3
+boto3.Session = None
+import {", ".join(f"functions.{name}" for name in FUNCTIONS)}
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={}, check=True, timeout=30)
+
+
+def test_clients_are_shared_and_give_up_well_before_a_function_does() -> None:
+    made = clients.client("dynamodb")
+    assert clients.client("dynamodb") is made
+    config = made.meta.config
+    attempts = config.retries["total_max_attempts"]
+    assert (config.connect_timeout, config.read_timeout, attempts) == (2, 5, 4)
+    assert clients.client("dynamodb", "http://127.0.0.1:1").meta.endpoint_url == "http://127.0.0.1:1"
