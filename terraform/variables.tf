@@ -288,6 +288,36 @@ variable "post_concurrency" {
   }
 }
 
+variable "post_rate" {
+  description = "Posts per second of one broadcast: under the account's quota of 10,000 requests/s, which connects and client messages share."
+  type        = number
+  default     = 9500
+  nullable    = false
+
+  validation {
+    condition     = var.post_rate >= 1
+    error_message = "post_rate must be at least 1 post per second."
+  }
+
+  # A deliver invocation has 26 s to post its batch.
+  validation {
+    condition     = var.batch_size * var.partition_concurrency * var.batch_concurrency <= 20 * max(var.post_rate, 1)
+    error_message = "post_rate is too low: with batch_size, partition_concurrency and batch_concurrency as they are, a batch would take more than 20 s. Raise it, or lower one of them."
+  }
+}
+
+variable "post_burst" {
+  description = "Posts that one broadcast makes at once, before post_rate counts: under the account's burst quota of 5,000 requests."
+  type        = number
+  default     = 4500
+  nullable    = false
+
+  validation {
+    condition     = var.post_burst >= 0
+    error_message = "post_burst must be 0 or more."
+  }
+}
+
 # ---- WebSocket API -------------------------------------------------------------------------------------------
 
 variable "stage_name" {

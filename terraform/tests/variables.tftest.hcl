@@ -34,6 +34,8 @@ run "too_small" {
     partition_concurrency  = 0
     batch_concurrency      = 0
     post_concurrency       = 0
+    post_rate              = 0
+    post_burst             = -1
     throttling_rate_limit  = 0
     throttling_burst_limit = 0
   }
@@ -48,6 +50,8 @@ run "too_small" {
     var.partition_concurrency,
     var.batch_concurrency,
     var.post_concurrency,
+    var.post_rate,
+    var.post_burst,
     var.throttling_rate_limit,
     var.throttling_burst_limit,
   ]
@@ -295,6 +299,16 @@ run "jwt_disguised_loopback" {
   }
 
   expect_failures = [var.jwt]
+}
+
+run "a_pace_that_no_invocation_can_keep" {
+  command = plan
+
+  variables {
+    post_rate = 499 # 100 batches of 100 at a time would take 20.04 s
+  }
+
+  expect_failures = [var.post_rate]
 }
 
 run "extremes_are_accepted" {
