@@ -54,7 +54,7 @@ variable "lambda_architecture" {
 }
 
 variable "lambda_memory_mb" {
-  description = "Memory of every function but deliver, which always has the 1,769 MB that buy one whole vCPU."
+  description = "Memory of every function. 512 MB are about 0.3 vCPU, several times what deliver needs to post at its pace."
   type        = number
   default     = 512
   nullable    = false
@@ -243,7 +243,7 @@ variable "page_size" {
 variable "batch_size" {
   description = "Connections to which one deliver invocation posts."
   type        = number
-  default     = 100
+  default     = 250
   nullable    = false
 
   validation {
@@ -267,7 +267,7 @@ variable "partition_concurrency" {
 variable "batch_concurrency" {
   description = "Batches that one partition delivers at a time."
   type        = number
-  default     = 10
+  default     = 2
   nullable    = false
 
   validation {

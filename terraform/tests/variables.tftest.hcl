@@ -314,7 +314,7 @@ run "a_pace_that_no_invocation_can_keep" {
   command = plan
 
   variables {
-    post_rate = 499 # 100 batches of 100 at a time would take 20.04 s
+    post_rate = 249 # 20 batches of 250 at a time would take 20.08 s
   }
 
   expect_failures = [var.post_rate]

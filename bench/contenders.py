@@ -1,0 +1,111 @@
+"""The ways to post that are compared, each run in a process of its own: `python contenders.py WAY ENDPOINT POSTS IN_FLIGHT`.
+
+Prints one JSON object: seconds and CPU seconds for the posts, warm, and the process's peak memory in MiB. With 0 posts
+it makes a single one and prints nothing: what is timed then is the process, from its start.
+"""
+
+import asyncio
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+BODY = b'{"type":"alert","payload":"' + b"x" * 471 + b'"}'
+BATCH = 1000
+Post = Callable[[int], None]
+
+
+def connection_ids(count: int) -> list[str]:
+    """Ids of the form that API Gateway gives, with the `=` that has to be encoded."""
+    return [f"L0SM9cOF{n:06d}="[:16] for n in range(count)]
+
+
+def muster(endpoint: str, in_flight: int) -> Post:
+    """The posting core of this project, in batches as Deliver gets them."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import boto3  # noqa: PLC0415 - each way imports only what it needs: imports are part of what is measured
+
+    from functions.shared.gateway import Gateway, Recipient  # noqa: PLC0415
+
+    gateway = Gateway(endpoint, boto3.Session(), in_flight)
+
+    def post(count: int) -> None:
+        ids = connection_ids(min(count, BATCH))
+        batch = [Recipient(identifier, "user", 0) for identifier in ids]
+        for done in range(0, count, BATCH):
+            posted = gateway.post(batch[: count - done], BODY, time.monotonic() + 60)
+            assert posted.count("delivered") == min(BATCH, count - done)
+
+    return post
+
+
+def boto3_threads(endpoint: str, in_flight: int) -> Post:
+    """What nearly everybody does: the SDK's client and a pool of threads."""
+    import boto3  # noqa: PLC0415
+    from botocore.config import Config  # noqa: PLC0415
+
+    client = boto3.client(
+        "apigatewaymanagementapi", endpoint_url=endpoint, config=Config(max_pool_connections=in_flight)
+    )
+
+    def post(count: int) -> None:
+        def one(identifier: str) -> None:
+            client.post_to_connection(ConnectionId=identifier, Data=BODY)
+
+        with ThreadPoolExecutor(in_flight) as threads:
+            for _ in threads.map(one, connection_ids(count)):
+                pass
+
+    return post
+
+
+def aiobotocore(endpoint: str, in_flight: int) -> Post:
+    """The SDK on asyncio."""
+    from aiobotocore.config import AioConfig  # noqa: PLC0415
+    from aiobotocore.session import get_session  # noqa: PLC0415
+
+    runner = asyncio.Runner()
+    client: Any = None
+
+    async def work(identifiers: list[str]) -> None:
+        while identifiers:
+            await client.post_to_connection(ConnectionId=identifiers.pop(), Data=BODY)
+
+    async def main(count: int) -> None:
+        nonlocal client
+        if client is None:
+            config = AioConfig(max_pool_connections=in_flight)
+            context = get_session().create_client(
+                "apigatewaymanagementapi", endpoint_url=endpoint, config=config
+            )
+            client = await context.__aenter__()
+        identifiers = connection_ids(count)
+        await asyncio.gather(*(work(identifiers) for _ in range(in_flight)))
+
+    return lambda count: runner.run(main(count))
+
+
+WAYS = {"muster": muster, "boto3-threads": boto3_threads, "aiobotocore": aiobotocore}
+
+
+def main() -> None:
+    """Measure one way."""
+    way, endpoint, posts, in_flight = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    post = WAYS[way](endpoint, in_flight)
+    if posts == 0:
+        post(1)
+        return
+    post(in_flight * 4)
+    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    post(posts)
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(json.dumps({"posts": posts, "seconds": seconds, "cpu": cpu, "peak_mib": after.ru_maxrss / 1024}))
+
+
+if __name__ == "__main__":
+    main()
