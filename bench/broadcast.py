@@ -1,8 +1,8 @@
 """What a whole broadcast costs and how it grows, through the real state machines on the embedded stack.
 
-Connections are rows only; a stub stands for `@connections`. Counts (executions, transitions, invocations, units, bytes)
-are those of the run and hold on AWS; seconds are this machine's. Durations that AWS bills are taken from the run too, so
-the dollars are an upper bound wherever AWS is faster than two shared cores.
+Connections are rows only; a stub stands for `@connections`. Counts (executions, transitions, invocations,
+units, bytes) are those of the run and hold on AWS; seconds are this machine's. Durations that AWS bills are taken
+from the run too, so the dollars are an upper bound wherever AWS is faster than two shared cores.
 """
 
 import argparse
@@ -184,11 +184,8 @@ def measure(outputs: Outputs, stub: callbacks.Callbacks, size: int) -> Measured:
         for child in _executions(outputs, outputs.fanout_state_machine_arn)
         if child["executionArn"] not in children_before
     ]
-    states = [
-        state
-        for run in [arn, *(child["executionArn"] for child in children)]
-        for state in _states(outputs, run)
-    ]
+    all_runs = [arn, *(child["executionArn"] for child in children)]
+    states = [state for run in all_runs for state in _states(outputs, run)]
     milliseconds = _billed_milliseconds(outputs, "deliver", billed_from)
     runs, partitions = len(children), receipt.partitions
     return Measured(
@@ -290,8 +287,8 @@ def report(console: Console, measured: Sequence[Measured], met: dict[str, bool])
     run_events = 7 * largest.express_runs / SHARDS
     events = 40 + SHARDS * 4 + run_events * SHARDS * 1_000_000 / largest.audience
     console.print(
-        f"At 1,000,000: {largest.express_runs / SHARDS:.1f} child runs carry {per_partition:,.0f} connections of a "
-        f"partition, so {SHARDS} partitions make about {events:,.0f} events of {EVENT_LIMIT:,}\n"
+        f"At 1,000,000: {largest.express_runs / SHARDS:.1f} child runs carry {per_partition:,.0f} connections of "
+        f"a partition, so {SHARDS} partitions make about {events:,.0f} events of {EVENT_LIMIT:,}\n"
     )
     met["cost per delivery does not grow with the audience"] = costs[-1] <= costs[0]
     met["everything but API Gateway's price stays under 5% of it, at the largest size"] = (
@@ -313,7 +310,8 @@ def under_quota(console: Console, outputs: Outputs, stub: callbacks.Callbacks, m
     floor = (audience - burst) / rate
     refused = counted.refused / (counted.taken + counted.refused)
     console.print(
-        f"Quota scaled to {QUOTA_SCALE:.0%} for this machine ({rate:,.0f}/s, burst {burst:,.0f}), {audience:,} connections: "
+        f"Quota scaled to {QUOTA_SCALE:.0%} for this machine ({rate:,.0f}/s, burst {burst:,.0f}), "
+        f"{audience:,} connections: "
         f"{counted.seconds:.2f} s from the first post to the last, the floor is {floor:.2f} s; "
         f"{refused:.2%} refused; delivered {receipt.delivered:,}, failed {receipt.failed:,}\n"
     )

@@ -14,7 +14,8 @@ def bars(path: Path, title: str, values: Mapping[str, float]) -> None:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_TOP + _ROW * len(rows)}" '
         f'role="img" aria-label="{escape(title)}" font-family="system-ui, sans-serif" font-size="15">',
-        f'<rect width="100%" height="100%" fill="#fff"/><text x="16" y="32" font-weight="600">{escape(title)}</text>',
+        '<rect width="100%" height="100%" fill="#fff"/>',
+        f'<text x="16" y="32" font-weight="600">{escape(title)}</text>',
     ]
     for number, (name, value) in enumerate(rows):
         y = _TOP + _ROW * number

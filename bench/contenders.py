@@ -1,10 +1,12 @@
-"""The ways to post that are compared, each run in a process of its own: `python contenders.py WAY ENDPOINT POSTS IN_FLIGHT`.
+"""The ways to post that are compared, each run in a process of its own.
 
-Prints one JSON object: seconds and CPU seconds for the posts, warm, and the process's peak memory in MiB. With 0 posts
-it makes a single one and prints nothing: what is timed then is the process, from its start.
+`python contenders.py WAY ENDPOINT POSTS IN_FLIGHT` prints one JSON object: seconds and CPU seconds for the posts,
+warm, and the process's peak memory in MiB. With 0 posts it makes a single one and prints nothing: what is timed then
+is the process, from its start.
 """
 
 import asyncio
+import atexit
 import json
 import resource
 import sys
@@ -69,20 +71,16 @@ def aiobotocore(endpoint: str, in_flight: int) -> Post:
     from aiobotocore.session import get_session  # noqa: PLC0415
 
     runner = asyncio.Runner()
-    client: Any = None
+    config = AioConfig(max_pool_connections=in_flight)
+    context = get_session().create_client("apigatewaymanagementapi", endpoint_url=endpoint, config=config)
+    client: Any = runner.run(context.__aenter__())
+    atexit.register(lambda: runner.run(context.__aexit__(None, None, None)))
 
     async def work(identifiers: list[str]) -> None:
         while identifiers:
             await client.post_to_connection(ConnectionId=identifiers.pop(), Data=BODY)
 
     async def main(count: int) -> None:
-        nonlocal client
-        if client is None:
-            config = AioConfig(max_pool_connections=in_flight)
-            context = get_session().create_client(
-                "apigatewaymanagementapi", endpoint_url=endpoint, config=config
-            )
-            client = await context.__aenter__()
         identifiers = connection_ids(count)
         await asyncio.gather(*(work(identifiers) for _ in range(in_flight)))
 
