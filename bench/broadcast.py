@@ -1,8 +1,8 @@
 """What a whole broadcast costs and how it grows, through the real state machines on the embedded stack.
 
 Connections are rows only; a stub stands for `@connections`. Counts (executions, transitions, invocations,
-units, bytes) are those of the run and hold on AWS; seconds are this machine's. Durations that AWS bills are taken
-from the run too, so the dollars are an upper bound wherever AWS is faster than two shared cores.
+units, bytes) are those of the run and hold on AWS; seconds are this machine's. Durations that AWS bills are
+taken from the run too, so the dollars are an upper bound wherever AWS is faster than two shared cores.
 """
 
 import argparse
@@ -189,24 +189,16 @@ def measure(outputs: Outputs, stub: callbacks.Callbacks, size: int) -> Measured:
     milliseconds = _billed_milliseconds(outputs, "deliver", billed_from)
     runs, partitions = len(children), receipt.partitions
     return Measured(
-        way="muster",
-        audience=size,
-        seconds=receipt.duration_ms / 1000,
-        executions=1 + runs,
-        # Accept, Accepted?, Record with one audience, Reach, FanOut, Notify?, NotNotified, Summarise; then a partition
-        # ends once, and each run of its child is RunFanOut and PartitionDone?.
-        transitions=9 + partitions + 2 * runs,
-        express_seconds=sum((child["stopDate"] - child["startDate"]).total_seconds() for child in children),
-        express_runs=runs,
-        invocations=1 + len(milliseconds),
-        gb_seconds=sum(milliseconds) / 1000 * DELIVER_GB,
-        # Eventually consistent: half a unit for 4 KB of whole index rows, before the projection [DynamoDB].
-        read_units=receipt.pages * math.ceil(min(size, PAGE_SIZE) * INDEX_ROW_BYTES / 4096) / 2,
-        write_units=math.ceil(600 / 1024),
-        largest_state=max(len(state) for state in states),
-        # A task leaves 5 events, other states 2, a Map iteration 2 and a Map or Parallel 2 to 4.
-        events=40 + partitions * 4 + runs * 7,
-    )
+        way="muster", audience=size, seconds=receipt.duration_ms / 1000, executions=1 + runs, # Accept,
+        Accepted?, Record with one audience, Reach, FanOut, Notify?, NotNotified, Summarise; then a
+        partition # ends once, and each run of its child is RunFanOut and PartitionDone?. transitions=9 +
+        partitions + 2 * runs, express_seconds=sum((child["stopDate"] - child["startDate"]).total_seconds()
+        for child in children), express_runs=runs, invocations=1 + len(milliseconds),
+        gb_seconds=sum(milliseconds) / 1000 * DELIVER_GB, # Eventually consistent: half a unit for 4 KB of
+        whole index rows, before the projection [DynamoDB]. read_units=receipt.pages * math.ceil(min(size,
+        PAGE_SIZE) * INDEX_ROW_BYTES / 4096) / 2, write_units=math.ceil(600 / 1024),
+        largest_state=max(len(state) for state in states), # A task leaves 5 events, other states 2, a Map
+        iteration 2 and a Map or Parallel 2 to 4. events=40 + partitions * 4 + runs * 7, )
 
 
 INDEX_ROW_BYTES = 190

@@ -1,8 +1,8 @@
 """The ways to post that are compared, each run in a process of its own.
 
-`python contenders.py WAY ENDPOINT POSTS IN_FLIGHT` prints one JSON object: seconds and CPU seconds for the posts,
-warm, and the process's peak memory in MiB. With 0 posts it makes a single one and prints nothing: what is timed then
-is the process, from its start.
+`python contenders.py WAY ENDPOINT POSTS IN_FLIGHT` prints one JSON object: seconds and CPU seconds for the
+posts, warm, and the process's peak memory in MiB. With 0 posts it makes a single one and prints nothing:
+what is timed then is the process, from its start.
 """
 
 import asyncio

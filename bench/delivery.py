@@ -1,8 +1,8 @@
 """How fast, how cheaply and how soon after a cold start each way of posting delivers.
 
-Every way posts the same body to the same TLS stub, one after the other in interleaved rounds, on one processor
-while the stub has the other. Figures are medians; the ratios within one run are what to quote, because machines
-differ.
+Every way posts the same body to the same TLS stub, one after the other in interleaved rounds, on one
+processor while the stub has the other. Figures are medians; the ratios within one run are what to quote,
+because machines differ.
 """
 
 import argparse

@@ -50,7 +50,8 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Stub:
-    """A running stub: `endpoint` answers at once, `slow_endpoint` after 15 ms; `authority` is its CA's file."""
+    """A running stub: `endpoint` answers at once, `slow_endpoint` after 15 ms; `authority` is its CA's
+    file."""
 
     endpoint: str
     slow_endpoint: str | None
