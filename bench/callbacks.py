@@ -1,5 +1,4 @@
-"""A stub that stands for `@connections` behind a whole broadcast: it counts, and enforces API Gateway's
-quota.
+"""A stub that stands for `@connections` behind a whole broadcast: it counts, and enforces a quota.
 
 `python -m bench.callbacks RATE BURST` prints its port and serves on 127.0.0.1 until it is ended. POST
 answers 200, or 429 when the token bucket (RATE a second, BURST at once; 0: no quota) is empty. GET answers

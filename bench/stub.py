@@ -50,8 +50,7 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Stub:
-    """A running stub: `endpoint` answers at once, `slow_endpoint` after 15 ms; `authority` is its CA's
-    file."""
+    """A running stub: `endpoint` answers at once, `slow_endpoint` after 15 ms; `authority` signed its key."""
 
     endpoint: str
     slow_endpoint: str | None
