@@ -88,7 +88,7 @@ def aiobotocore(endpoint: str, in_flight: int) -> Post:
 
 
 def pycurl_http2(endpoint: str, in_flight: int) -> Post:
-    """This project's signer with libcurl's multi interface over HTTP/2, the fastest of the kept libraries."""
+    """Our signer with libcurl's multi interface over HTTP/2, the fastest of the kept libraries."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     import os  # noqa: PLC0415
     from types import SimpleNamespace  # noqa: PLC0415

@@ -29,8 +29,16 @@ CLIENT_CPU, STUB_CPU = 0, 1
 BODY_BYTES = 500
 
 # So many posts a round that each way takes about a second.
-POSTS = {"muster": 30_000, "boto3-threads": 1_000, "aiobotocore": 1_000, "wrk": 100_000, "h2load": 100_000}
-IN_FLIGHT = {"muster": 64, "boto3-threads": 32, "aiobotocore": 64}
+POSTS = {
+    "muster": 30_000,
+    "pycurl-http2": 20_000,
+    "boto3-threads": 1_000,
+    "aiobotocore": 1_000,
+    "wrk": 100_000,
+    "h2load": 100_000,
+}
+IN_FLIGHT = {"muster": 64, "pycurl-http2": 64, "boto3-threads": 32, "aiobotocore": 64}
+OTHERS = {"aiobotocore": "aiobotocore", "pycurl-http2": "pycurl"}
 SLOW_IN_FLIGHT = {"muster": 256, "boto3-threads": 32, "aiobotocore": 64}
 SLOW_POSTS = {"muster": 20_000, "boto3-threads": 1_000, "aiobotocore": 1_000}
 
@@ -91,13 +99,13 @@ def main() -> int:
 
 def measure(target: stub.Stub, rounds: int, tell: Callable[[str], None]) -> Results:
     """Run every way `rounds` times, interleaved, so that the machine's moods touch all alike."""
-    sdk_python = _python_with_aiobotocore(tell)
+    other_python = _other_python(tell)
     fast = {name: Way() for name in POSTS}
     slow = {name: Way() for name in SLOW_POSTS} if target.slow_endpoint else {}
     cold: dict[str, list[float]] = {"muster": [], "boto3-threads": []}
 
     def contend(way: str, endpoint: str, posts: int, in_flight: int) -> str:
-        python = sdk_python if way == "aiobotocore" else sys.executable
+        python = other_python if way in OTHERS else sys.executable
         return _run([python, str(CONTENDERS), way, endpoint, str(posts), str(in_flight)], target)[0]
 
     def keep(way: Way, printed: str) -> None:
@@ -218,12 +226,12 @@ def _environment(target: stub.Stub) -> Mapping[str, str]:
     }
 
 
-def _python_with_aiobotocore(tell: Callable[[str], None]) -> str:
-    """An interpreter of its own for aiobotocore, which pins another botocore than the local stack does."""
-    folder = ROOT / "build" / "cache" / "aiobotocore"
+def _other_python(tell: Callable[[str], None]) -> str:
+    """An interpreter of its own for what the project does not use; aiobotocore pins another botocore."""
+    folder = ROOT / "build" / "cache" / "bench"
     python = folder / "bin" / "python"
     if not python.exists():
-        tell("installing aiobotocore beside the project")
+        tell("installing the other ways beside the project")
         venv.create(folder, with_pip=True)
         install = [
             str(python),
@@ -232,7 +240,7 @@ def _python_with_aiobotocore(tell: Callable[[str], None]) -> str:
             "install",
             "--quiet",
             "--disable-pip-version-check",
-            "aiobotocore",
+            *OTHERS.values(),
         ]
         subprocess.run(install, check=True)
     return str(python)
