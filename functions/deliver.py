@@ -12,7 +12,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from functions.shared import settings
 from functions.shared.clients import client, session
 from functions.shared.connections import Connections
-from functions.shared.gateway import Gateway, Posted, Recipient
+from functions.shared.gateway import Gateway, Pace, Posted, Recipient
 from functions.shared.telemetry import logger, metrics, tracer
 
 REPORT_MILLISECONDS = 4_000
@@ -65,7 +65,8 @@ def deliver(batch: dict[str, Any], deadline: float, using: Dependencies) -> Post
     never hears again. A row that cannot be deleted costs a 410 next time, and nothing else.
     """
     recipients = [Recipient.parse(row) for row in batch["connections"]]
-    posted = using.gateway.post(recipients, batch["envelope"].encode(), deadline)
+    pace = Pace(**batch["pace"]) if "pace" in batch else None
+    posted = using.gateway.post(recipients, batch["envelope"].encode(), deadline, pace)
     gone = [who for who, outcome in posted.outcomes if outcome == "gone" and not who.in_handshake()]
     if gone:
         with ThreadPoolExecutor(max_workers=8) as threads:

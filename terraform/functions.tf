@@ -7,7 +7,6 @@ locals {
     connect = {
       description     = "Verifies the token and stores the connection."
       timeout_seconds = 10
-      memory_mb       = var.lambda_memory_mb
       environment = merge(
         local.tables_environment.connections,
         local.tables_environment.users,
@@ -25,7 +24,6 @@ locals {
     disconnect = {
       description     = "Deletes the connection."
       timeout_seconds = 10
-      memory_mb       = var.lambda_memory_mb
       environment     = local.tables_environment.connections
       statements = [
         { actions = ["dynamodb:DeleteItem"], resources = [local.table_arns.connections] },
@@ -34,7 +32,6 @@ locals {
     default = {
       description     = "Answers a client's message."
       timeout_seconds = 10
-      memory_mb       = var.lambda_memory_mb
       environment = merge(
         local.tables_environment.connections,
         local.tables_environment.messages,
@@ -63,7 +60,6 @@ locals {
     accept = {
       description     = "Validates a broadcast and plans its fan-out."
       timeout_seconds = 10
-      memory_mb       = var.lambda_memory_mb
       environment = {
         AUDIENCE_SHARDS           = var.audience_shards
         MESSAGE_RETENTION_SECONDS = local.message_retention_seconds
@@ -74,7 +70,6 @@ locals {
     deliver = {
       description     = "Posts a message to a batch of connections."
       timeout_seconds = 30
-      memory_mb       = 1769 # one whole vCPU: signing and TLS are what it spends its time on
       environment = merge(local.tables_environment.connections, {
         CONNECTIONS_ENDPOINT = local.connections_endpoint
         POST_CONCURRENCY     = var.post_concurrency
@@ -90,7 +85,6 @@ locals {
     offline = {
       description     = "Hands the users that were not reached over to SNS."
       timeout_seconds = 30
-      memory_mb       = var.lambda_memory_mb
       environment = merge(
         local.tables_environment.connections,
         local.tables_environment.messages,
@@ -121,7 +115,7 @@ module "function" {
   layers             = [aws_lambda_layer_version.dependencies.arn]
   runtime            = var.lambda_runtime
   architecture       = var.lambda_architecture
-  memory_mb          = each.value.memory_mb
+  memory_mb          = var.lambda_memory_mb
   timeout_seconds    = each.value.timeout_seconds
   statements         = each.value.statements
   log_retention_days = var.log_retention_days

@@ -9,6 +9,8 @@ locals {
         messages_table        = aws_dynamodb_table.this["messages"].name
         topic_arn             = aws_sns_topic.offline.arn
         partition_concurrency = var.partition_concurrency
+        post_burst            = var.post_burst
+        post_rate             = var.post_rate
       }
       statements = [
         { actions = ["lambda:InvokeFunction"], resources = [module.function["accept"].arn] },

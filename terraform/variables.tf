@@ -54,7 +54,7 @@ variable "lambda_architecture" {
 }
 
 variable "lambda_memory_mb" {
-  description = "Memory of every function but deliver, which always has the 1,769 MB that buy one whole vCPU."
+  description = "Memory of every function. 512 MB are about 0.3 vCPU, several times what deliver needs to post at its pace."
   type        = number
   default     = 512
   nullable    = false
@@ -243,7 +243,7 @@ variable "page_size" {
 variable "batch_size" {
   description = "Connections to which one deliver invocation posts."
   type        = number
-  default     = 100
+  default     = 250
   nullable    = false
 
   validation {
@@ -267,7 +267,7 @@ variable "partition_concurrency" {
 variable "batch_concurrency" {
   description = "Batches that one partition delivers at a time."
   type        = number
-  default     = 10
+  default     = 2
   nullable    = false
 
   validation {
@@ -285,6 +285,36 @@ variable "post_concurrency" {
   validation {
     condition     = var.post_concurrency >= 1 && var.post_concurrency <= 512 && floor(var.post_concurrency) == var.post_concurrency
     error_message = "post_concurrency must be a whole number from 1 to 512."
+  }
+}
+
+variable "post_rate" {
+  description = "Posts per second of one broadcast: under the account's quota of 10,000 requests/s, which connects and client messages share."
+  type        = number
+  default     = 9500
+  nullable    = false
+
+  validation {
+    condition     = var.post_rate >= 1
+    error_message = "post_rate must be at least 1 post per second."
+  }
+
+  # A deliver invocation has 26 s to post its batch.
+  validation {
+    condition     = var.batch_size * var.partition_concurrency * var.batch_concurrency <= 20 * max(var.post_rate, 1)
+    error_message = "post_rate is too low: with batch_size, partition_concurrency and batch_concurrency as they are, a batch would take more than 20 s. Raise it, or lower one of them."
+  }
+}
+
+variable "post_burst" {
+  description = "Posts that one broadcast makes at once, before post_rate counts: under the account's burst quota of 5,000 requests."
+  type        = number
+  default     = 4500
+  nullable    = false
+
+  validation {
+    condition     = var.post_burst >= 0
+    error_message = "post_burst must be 0 or more."
   }
 }
 

@@ -13,6 +13,7 @@ At least once: a post whose answer was lost may have been delivered, and is repe
 
 import heapq
 import itertools
+import math
 import random
 import selectors
 import socket
@@ -73,6 +74,14 @@ class Recipient:
         return cls(row["connectionId"], row["userId"], epoch(row["connectedAt"]))
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How fast a batch may post: `credit` posts at once, and `rate` posts a second from then on."""
+
+    rate: float
+    credit: float
+
+
 @dataclass
 class Posted:
     """What became of a batch; `outcomes` holds every recipient once, in the order given."""
@@ -104,15 +113,18 @@ class Gateway:
         self._concurrency = concurrency
         self._wires = _Wires(self._endpoint)
 
-    def post(self, recipients: Sequence[Recipient], body: bytes, deadline: float) -> Posted:
+    def post(
+        self, recipients: Sequence[Recipient], body: bytes, deadline: float, pace: Pace | None = None
+    ) -> Posted:
         """Post `body` to every recipient; return when all are settled, or at the deadline.
 
         `deadline` is in seconds of `time.monotonic`. Transient answers (429, 5xx, timeouts, resets, and 410
         during the handshake) are repeated with full jitter, up to ATTEMPTS posts each. A recipient that waits
         holds no HTTP connection, and one that does not answer holds only its own, so none waits for another.
         What the deadline cuts off is reported as it stands.
+        Repeated posts count against the pace like others.
         """
-        return _Batch(self._wires, self._signer, self._concurrency, body, deadline).post(recipients)
+        return _Batch(self._wires, self._signer, self._concurrency, body, deadline, pace).post(recipients)
 
     def _signer(self, body: bytes) -> PostSigner:
         credentials = self._session.get_credentials().get_frozen_credentials()
@@ -138,8 +150,12 @@ class _Batch:
         concurrency: int,
         body: bytes,
         deadline: float,
+        pace: Pace | None,
     ) -> None:
         self._wires = wires
+        self._pace = pace or Pace(rate=math.inf, credit=math.inf)
+        self._started = time.monotonic()
+        self._sent = 0
         self._make_signer = signer
         self._concurrency = concurrency
         self._body = body
@@ -180,8 +196,9 @@ class _Batch:
     def _launch(self, now: float) -> None:
         if now >= self._signed_until:
             self._renew_signer(now)
-        while self._ready and len(self._flying) < self._concurrency:
+        while self._ready and len(self._flying) < self._concurrency and self._next_send() <= now:
             post = self._ready.popleft()
+            self._sent += 1
             try:
                 wire = self._wires.take(now, self._deadline, fresh=post.replaced)
             except BROKEN:
@@ -189,6 +206,10 @@ class _Batch:
                 continue
             self._flying[wire] = now + POST_TIMEOUT_SECONDS, post
             self._start(wire, post)
+
+    def _next_send(self) -> float:
+        """When the pace allows one more post."""
+        return self._started + max(0.0, self._sent + 1 - self._pace.credit) / self._pace.rate
 
     def _start(self, wire: Wire, post: _Post) -> None:
         try:
@@ -255,6 +276,8 @@ class _Batch:
     def _next_moment(self) -> float:
         """When something is to be done even if no answer comes."""
         moments = [self._deadline]
+        if self._ready and len(self._flying) < self._concurrency:
+            moments.append(self._next_send())
         if self._resting:
             moments.append(self._resting[0][0])
         if self._flying:

@@ -121,6 +121,8 @@ def _faults(error: ValidationError) -> Iterator[Fault]:
             yield Fault(at, "does not have the one allowed value", f"use {json.dumps(limit)}")
         case "minProperties" | "minItems" | "minLength":
             yield Fault(at, "is empty or too short", hint)
+        case "minimum" | "exclusiveMinimum":
+            yield Fault(at, "is too small", hint)
         case "maxItems" | "maxLength":
             yield Fault(at, f"is longer than {limit}", hint)
         case "uniqueItems":

@@ -34,6 +34,7 @@ run "too_small" {
     partition_concurrency  = 0
     batch_concurrency      = 0
     post_concurrency       = 0
+    post_burst             = -1
     throttling_rate_limit  = 0
     throttling_burst_limit = 0
   }
@@ -48,6 +49,7 @@ run "too_small" {
     var.partition_concurrency,
     var.batch_concurrency,
     var.post_concurrency,
+    var.post_burst,
     var.throttling_rate_limit,
     var.throttling_burst_limit,
   ]
@@ -66,6 +68,7 @@ run "too_large" {
     partition_concurrency  = 41
     batch_concurrency      = 41
     post_concurrency       = 513
+    post_rate              = 1000000 # so that the pace is not what is refused
   }
 
   expect_failures = [
@@ -295,6 +298,26 @@ run "jwt_disguised_loopback" {
   }
 
   expect_failures = [var.jwt]
+}
+
+run "no_pace" {
+  command = plan
+
+  variables {
+    post_rate = 0
+  }
+
+  expect_failures = [var.post_rate]
+}
+
+run "a_pace_that_no_invocation_can_keep" {
+  command = plan
+
+  variables {
+    post_rate = 249 # 20 batches of 250 at a time would take 20.08 s
+  }
+
+  expect_failures = [var.post_rate]
 }
 
 run "extremes_are_accepted" {

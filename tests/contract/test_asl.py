@@ -19,6 +19,8 @@ VARIABLES = {
     "messages_table": "messages",
     "topic_arn": "arn:aws:sns:us-east-1:000000000000:offline",
     "partition_concurrency": "10",
+    "post_burst": "4500",
+    "post_rate": "9500",
     "batch_concurrency": "10",
     "page_size": "500",
     "batch_size": "100",
