@@ -7,7 +7,7 @@ MUSTER := $(BIN)/muster
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test check build fmt clean
+.PHONY: help demo up down test check bench build fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ check: $(READY) ## Lint, types, Terraform and contracts: fast, and nothing is st
 	$(MUSTER) terraform validate
 	$(MUSTER) terraform test
 	$(BIN)/pytest tests/contract
+
+bench: $(READY) ## Measure delivery and whole broadcasts, and compare (needs nginx, wrk and h2load)
+	$(BIN)/python -m bench.delivery --svg docs/delivery.svg
+	$(BIN)/python -m bench.broadcast
 
 build: $(READY) ## Build build/functions.zip and build/layer.zip for AWS Lambda
 	$(MUSTER) build

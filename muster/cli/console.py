@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.status import Status
@@ -38,12 +38,16 @@ class ConsoleProgress:
     def finish(self) -> None:
         """Leave the current step behind as a line with its duration."""
         if self._step and stderr.is_terminal:
-            stderr.print(f"[green]✓[/green] {self._step} [dim]{time.monotonic() - self._began:.1f} s[/dim]")
+            with suppress(OSError):
+                stderr.print(
+                    f"[green]✓[/green] {self._step} [dim]{time.monotonic() - self._began:.1f} s[/dim]"
+                )
         self._step = ""
 
     def _print(self, text: str) -> None:
         self._printed = time.monotonic()
-        stderr.print(text, highlight=False, markup=False)
+        with suppress(OSError):  # a terminal that has gone away must not stop a clean-up
+            stderr.print(text, highlight=False, markup=False)
 
 
 @contextmanager
