@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from localstack_client.config import get_service_endpoint
@@ -15,25 +17,26 @@ Figure = Callable[[str, float, float], None]
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack() -> Iterator[Stack]:
     """The stack under test: an emulator of its own, or the endpoint that the environment names.
 
-    AWS_ENDPOINT_URL or LOCALSTACK_HOST names it, as for localstack-client.
-
-    There everything gets a name of its own, and is destroyed at the end.
+    AWS_ENDPOINT_URL or LOCALSTACK_HOST names it, as for localstack-client. There everything gets a name of
+    its own, and is destroyed at the end.
     """
-    folder = tmp_path_factory.mktemp("stack")
-    if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("LOCALSTACK_HOST"):
-        endpoint = get_service_endpoint("apigatewayv2")
-        variables = VARIABLES | {"name_prefix": unique("muster")}
-        stack = Stack(folder, endpoint=endpoint, variables=variables)
-    else:
-        stack = Stack(folder, port=0, variables=VARIABLES)
-    try:
-        stack.up()
-        yield stack
-    finally:
-        stack.down()
+    # Not pytest's temporary directory, which another run on this machine may clear while this one cleans up.
+    with TemporaryDirectory(prefix="muster-tests-") as folder:
+        state_dir = Path(folder) / "stack"
+        if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("LOCALSTACK_HOST"):
+            endpoint = get_service_endpoint("apigatewayv2")
+            variables = VARIABLES | {"name_prefix": unique("muster")}
+            stack = Stack(state_dir, endpoint=endpoint, variables=variables)
+        else:
+            stack = Stack(state_dir, port=0, variables=VARIABLES)
+        try:
+            stack.up()
+            yield stack
+        finally:
+            stack.down()
 
 
 @pytest.fixture(scope="session")

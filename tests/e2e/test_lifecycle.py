@@ -93,7 +93,7 @@ def _has_clients(folder: Path) -> bool:
     return False
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     state_dir, demo_folder = (tmp_path_factory.mktemp(name) for name in ("state", "demo"))
     state_dir.rmdir()

@@ -109,6 +109,8 @@ class Machines:
             "topic_arn": TOPIC,
             "partition_concurrency": "2",
             "batch_concurrency": "2",
+            "post_rate": "2000",
+            "post_burst": "10",
         }
         self.size(page_size, batch_size)
         self._handover = Handover(

@@ -24,7 +24,7 @@ def connect(deployment: Deployment) -> Iterator[Connect]:
     deployment.forget_connections(made)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def variants(stack: Stack, deployment: Deployment) -> Iterator[Variants]:
     """Copies of what is deployed, changed in one respect."""
     variants = Variants(deployment, stack.state_dir / "bundle" / "functions.zip")

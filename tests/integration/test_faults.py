@@ -23,14 +23,14 @@ NO_PAUSE = {"$floor($random() * 4 * $states.input.attempt)": "0"}
 """Change of a broadcast machine that leaves out the pauses between a fan-out's attempts."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def machine(variants: Variants) -> str:
     """A broadcast machine whose Deliver does what the ids of its connections say."""
     faulty = variants.function("deliver", module=FAULTY_DELIVER)
     return variants.broadcast({variants.arn_of("deliver"): faulty})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def impatient_machine(variants: Variants) -> str:
     """The same, with a timeout so short that outliving it three times takes seconds."""
     faulty = variants.function("deliver", module=FAULTY_DELIVER, timeout_seconds=2)

@@ -16,12 +16,12 @@ from tests.integration.handshakes import assert_refused, handshake
 from tests.integration.variants import Variants
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def key() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def key_url(deployment: Deployment, key: rsa.RSAPrivateKey) -> Iterator[str]:
     """Where the provider publishes its keys: an object in S3, which a Lambda reaches wherever it runs."""
     s3, place = deployment.outputs.client("s3"), {"Bucket": unique("keys"), "Key": "jwks.json"}
@@ -34,7 +34,7 @@ def key_url(deployment: Deployment, key: rsa.RSAPrivateKey) -> Iterator[str]:
     s3.delete_bucket(Bucket=place["Bucket"])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def function(variants: Variants, key_url: str) -> str:
     changes = {"JWT_ALGORITHMS": "RS256", "JWT_JWKS_URL": key_url, "JWT_SECRET_ARN": None}
     return variants.function("connect", environment=changes)

@@ -7,6 +7,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,11 +23,12 @@ STAGE = "/live"
 
 @dataclass(frozen=True)
 class Request:
-    """A post as it arrived; `stream` is the number of the TCP connection that it came through."""
+    """A post as it arrived, and when (`time.monotonic`), through the TCP connection of this number."""
 
     connection_id: str
     headers: Mapping[str, str]
     body: bytes
+    at: float
     stream: int
 
 
@@ -139,7 +141,7 @@ class Endpoint:
         assert target.startswith(f"{STAGE}/@connections/")
         headers = dict(field.split(": ", 1) for field in fields)
         body = await reader.readexactly(int(headers["content-length"]))
-        request = Request(unquote(target.rpartition("/")[2]), headers, body, stream)
+        request = Request(unquote(target.rpartition("/")[2]), headers, body, time.monotonic(), stream)
         self.requests.append(request)
         given = await self._decide(request)
         for piece in given.pieces:

@@ -7,7 +7,7 @@ import pytest
 
 from functions import deliver
 from functions.shared.connections import Connections, iso
-from functions.shared.gateway import Posted, Recipient
+from functions.shared.gateway import Pace, Posted, Recipient
 from tests.schemas import conforming
 
 from .aws import DynamoDB
@@ -139,21 +139,27 @@ def test_counts_are_logged_and_measured_without_the_payload(
     assert "bridge" not in json.dumps([line, metrics])
 
 
-def test_time_is_kept_for_the_report(
-    run: Callable[..., dict[str, Any]], context: Context, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("pace", [None, {"rate": 12.5, "credit": 3}])
+def test_the_gateway_is_given_the_batchs_pace_and_the_time_but_for_the_reports(
+    context: Context, logs: Logs, monkeypatch: pytest.MonkeyPatch, pace: dict[str, float] | None
 ) -> None:
-    deadlines: list[float] = []
+    given: list[tuple[float, Pace | None]] = []
 
     class Watched:
-        def post(self, recipients: list[Recipient], body: bytes, deadline: float) -> Posted:
-            deadlines.append(deadline - time.monotonic())
+        def post(
+            self, recipients: list[Recipient], body: bytes, deadline: float, pace: Pace | None
+        ) -> Posted:
+            given.append((deadline - time.monotonic(), pace))
             return Posted([(who, "failed") for who in recipients])
 
     using: Any = deliver.Dependencies(Watched(), None)  # type: ignore[arg-type]
     monkeypatch.setattr(deliver, "dependencies", lambda: using)
     context.remaining = 30_000
-    assert run("c1=", "c2=")["failed"] == 2
-    assert deadlines == [pytest.approx(26, abs=0.5)]
+    request = batch("c1=", "c2=") | ({"pace": pace} if pace else {})
+    assert deliver.handler(conforming("delivery-batch", request), context)["failed"] == 2
+    ((seconds, passed_on),) = given
+    assert seconds == pytest.approx(26, abs=1)
+    assert passed_on == (Pace(**pace) if pace else None)
 
 
 def test_without_time_left_nothing_is_posted_and_everybody_is_reported(

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from functions.shared import gateway
-from functions.shared.gateway import ATTEMPTS, Posted, Recipient
+from functions.shared.gateway import ATTEMPTS, Pace, Posted, Recipient
 
 from .loopback import (
     CHUNKED,
@@ -229,14 +229,24 @@ def test_a_kept_connection_that_dies_of_the_request_is_replaced_without_counting
     assert endpoint.posts_to("c2") == 2
 
 
-def test_a_request_that_kills_every_connection_fails_after_as_many_attempts_as_any_other() -> None:
-    with (
-        Endpoint(scripted({"killer": [RESET]})) as endpoint,
-        gateway_to(endpoint.url, concurrency=4) as opened,
-    ):
+def test_kept_connections_that_have_died_together_cost_no_attempt_either() -> None:
+    frozen: set[int] = set()
+
+    async def dead_since(request: Request) -> Answer:
+        return RESET if request.stream in frozen else OK
+
+    with Endpoint(dead_since) as endpoint, gateway_to(endpoint.url, concurrency=4) as opened:
         opened.post(old("c1", "c2", "c3", "c4"), BODY, time.monotonic() + LONG)
-        posted = opened.post(old("killer", "c5"), BODY, time.monotonic() + LONG)
-    assert outcomes(posted) == {"killer": "failed", "c5": "delivered"}
+        frozen.update(request.stream for request in endpoint.requests)
+        posted = opened.post(old("c5"), BODY, time.monotonic() + LONG)
+    assert (outcomes(posted), posted.retries) == ({"c5": "delivered"}, 0)
+    assert endpoint.posts_to("c5") == 2
+
+
+def test_a_request_that_kills_every_connection_fails_after_as_many_attempts_as_any_other() -> None:
+    with Endpoint(scripted({"killer": [RESET]})) as endpoint:
+        posted = post(endpoint.url, old("c1", "killer", "c2"), concurrency=1)
+    assert outcomes(posted) == {"c1": "delivered", "killer": "failed", "c2": "delivered"}
     assert endpoint.posts_to("killer") == ATTEMPTS + 1  # the first death may have been the connection's own
 
 
@@ -302,6 +312,49 @@ def test_recipients_that_rest_before_another_attempt_hold_no_connection(
     assert posted.count("delivered") == 11
     order = [request.connection_id for request in endpoint.requests]
     assert order == [*faulty, "c1", *faulty]
+
+
+# The pace
+
+
+def assert_paced(requests: Sequence[Request], started: float, pace: Pace) -> None:
+    """No post arrives before its turn: `credit` of them at once, and `rate` a second from then on."""
+    for number, request in enumerate(requests, start=1):
+        assert request.at - started >= max(0, number - pace.credit) / pace.rate - 0.001
+
+
+@pytest.mark.parametrize(
+    "pace", [Pace(rate=200, credit=5), Pace(rate=150.5, credit=0.5), Pace(rate=300, credit=0)]
+)
+def test_posts_are_no_faster_than_their_pace_and_not_much_slower(pace: Pace) -> None:
+    with Endpoint(scripted({})) as endpoint, gateway_to(endpoint.url) as opened:
+        started = time.monotonic()
+        posted = opened.post(old(*(f"c{n}" for n in range(40))), BODY, started + LONG, pace)
+        took = time.monotonic() - started
+    assert posted.count("delivered") == 40
+    assert_paced(endpoint.requests, started, pace)
+    assert took < 40 / pace.rate + 2
+
+
+def test_repeated_posts_count_against_the_pace() -> None:
+    pace = Pace(rate=100, credit=2)
+    with (
+        Endpoint(scripted({}, otherwise=[answer(429), answer(503), OK])) as endpoint,
+        gateway_to(endpoint.url) as opened,
+    ):
+        started = time.monotonic()
+        posted = opened.post(old("c1", "c2", "c3", "c4"), BODY, started + LONG, pace)
+    assert (posted.count("delivered"), len(endpoint.requests)) == (4, 12)
+    assert_paced(endpoint.requests, started, pace)
+
+
+def test_whom_the_pace_does_not_reach_before_the_deadline_is_reported_as_failed() -> None:
+    recipients = old(*(f"c{n}" for n in range(50)))
+    with Endpoint(scripted({})) as endpoint, gateway_to(endpoint.url) as opened:
+        posted = opened.post(recipients, BODY, time.monotonic() + 0.25, Pace(rate=40, credit=1))
+    assert [who for who, _ in posted.outcomes] == recipients
+    assert posted.count("delivered") + posted.count("failed") == 50
+    assert 1 <= posted.count("delivered") <= len(endpoint.requests) <= 11
 
 
 # Pauses and the deadline

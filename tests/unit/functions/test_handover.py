@@ -170,6 +170,21 @@ def test_a_hand_over_that_failed_between_claim_and_publish_is_made_good_by_its_r
     assert sns.users == ["u1"]
 
 
+def test_a_claim_that_the_table_does_not_take_is_not_mistaken_for_anothers(
+    handing: Handover, dynamodb: DynamoDB, sns: Sns
+) -> None:
+    @contextmanager
+    def failing_at_the_claim() -> Iterator[None]:
+        if len(dynamodb.calls) == STEPS - 1:
+            dynamodb.failing.add("UpdateItem")
+        yield
+
+    dynamodb.turn = failing_at_the_claim
+    with pytest.raises(Exception, match="InternalServerError"):
+        handing.hand_over(batch(missed("u1", "c1")))
+    assert sns.published == []
+
+
 def test_another_message_is_another_hand_over(handing: Handover, sns: Sns) -> None:
     handing.hand_over(batch(missed("u1", "c1")))
     other = batch(missed("u1", "c1"), claim="claim-2") | {"messageId": MESSAGE_ID.replace("0190", "0191")}

@@ -13,6 +13,12 @@ from .support import answered, properties
 ID = "0190a6b2-7f00-7000-8000-000000000000"
 REQUEST = {"type": "broadcast", "target": {"all": True}, "payload": {}}
 ALERT = {"action": "alert", "target": {"all": True}, "payload": {}}
+BATCH = {
+    "messageId": ID,
+    "type": "alert",
+    "envelope": "{}",
+    "connections": [{"connectionId": "c", "userId": "u", "connectedAt": "2026-11-23T08:00:00.000Z"}],
+}
 SECRET_VALUE = "SECRETsecretSECRET"
 
 
@@ -100,6 +106,8 @@ def nested(levels: int, kind: type = dict) -> Any:
             "is missing beside userId",
             "add role",
         ),
+        ("delivery-batch", BATCH | {"pace": {"rate": 0, "credit": 1}}, "/pace/rate", "is too small", None),
+        ("delivery-batch", BATCH | {"pace": {"rate": 1, "credit": -1}}, "/pace/credit", "is too small", None),
         (
             "client-resume",
             {"action": "resume", "after": ID, "cursor": ID},
