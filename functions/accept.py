@@ -40,7 +40,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         accepted = accept(event["request"], execution, config())
     except InvalidMessage as refusal:
         metrics.add_metric("BroadcastsRefused", "Count", 1)
-        logger.warning("broadcast refused", extra={"pointers": [fault.pointer for fault in refusal.faults]})
+        logger.warning("broadcast refused", extra={"faults": len(refusal.faults)})
         return {"accepted": False, "faults": [asdict(fault) for fault in refusal.faults]}
     metrics.add_metric("BroadcastsAccepted", "Count", 1)
     logger.info(

@@ -48,6 +48,9 @@ Token = str | Callable[[], str | Awaitable[str]]
 HEARTBEAT_SECONDS = 300.0
 """Half of the idle time after which API Gateway closes a connection. [API Gateway WebSocket quotas]"""
 
+SETTLE_SECONDS = 5.0
+"""When a new connection first asks for what it missed: by then the index that broadcasts read knows it."""
+
 REPLY_TIMEOUT_SECONDS = 30.0
 """Just over the 29 s that API Gateway gives an integration. [API Gateway WebSocket quotas]"""
 
@@ -137,7 +140,8 @@ class Client:
 
     - On the wire delivery is at least once; each message id is yielded once (of the last REMEMBERED_IDS).
     - Everything sent from the moment the `async with` is entered is yielded, also what was sent while the
-      connection was lost, as long as the server retains it (7 days by default).
+      connection was lost, as long as the server retains it (7 days by default). A message whose post failed
+      although the connection lives comes with the next heartbeat.
     - What was missed comes oldest first, before what arrives meanwhile; otherwise the order is that of
       arrival.
     - Messages wait in memory, without bound, until they are iterated.
@@ -162,8 +166,8 @@ class Client:
         """`url` is the deployment's websocket_url.
 
         With `resume_after`, the id of the last message seen earlier, iteration begins with what was sent
-        since; messages from up to 30 s before it may come again, because publishers' clocks differ.
-        `heartbeat` is the number of seconds between two pings.
+        since; messages from up to two minutes before it may come again, because recording takes time.
+        `heartbeat` is the number of seconds between two pings, each with a look for missed messages.
         """
         self._url = url
         self._token = token
@@ -171,7 +175,8 @@ class Client:
         self._resumes = resume_after is not None
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
         self._seen: dict[str, None] = {}
-        # Everything up to this id has been delivered; a resume starts here. Only deliveries in order move it.
+        # Everything up to this id has been delivered; a resume starts here. Only what a resume brings moves
+        # it: a message that comes by itself proves nothing about those before it, whose posts may have failed.
         self._mark = resume_after or ""
         # Nothing sent before this time is wanted; None until the server has confirmed a connection.
         self._since: str | None = None
@@ -345,10 +350,13 @@ class Client:
             if self._held is not None:
                 await self._catch_up(link)
             self._failures = 0
+            pause = min(SETTLE_SECONDS, self._heartbeat)
             while (left := link.replace_at - asyncio.get_running_loop().time()) > 0:
-                await asyncio.wait({link.reader}, timeout=min(self._heartbeat, left))
-                if left > self._heartbeat or link.reader.done():
+                await asyncio.wait({link.reader}, timeout=min(pause, left))
+                if left > pause or link.reader.done():
                     await self._greet(link)
+                    await self._catch_up(link)
+                pause = self._heartbeat
         except (_LinkLost, TimeoutError):
             logger.info("connection lost")
         except Refused as refusal:
@@ -387,10 +395,12 @@ class Client:
                 # The server reads back a little before the mark, and so perhaps before the first connection.
                 if message["sentAt"] >= (self._since or ""):
                     count += self._deliver(message)
+                self._mark = max(self._mark, message["id"])
         held, self._held = self._held or [], None
         for message in held:
             self._deliver(message)
-        logger.info("resumed: %d missed", count)
+        if count:
+            logger.info("resumed: %d missed", count)
 
     def _receive(self, message: Message) -> None:
         if message["id"] in self._seen:
@@ -407,7 +417,6 @@ class Client:
         self._seen[identifier] = None
         if len(self._seen) > REMEMBERED_IDS:
             del self._seen[next(iter(self._seen))]
-        self._mark = max(self._mark, identifier)
         self._inbox.put_nowait(message)
         return True
 

@@ -97,7 +97,7 @@ variable "log_level" {
 variable "access_logs" {
   description = "Whether the WebSocket stage writes access logs; AWS asks for a CloudWatch role in the region's API Gateway account settings first."
   type        = bool
-  default     = true
+  default     = false
   nullable    = false
 }
 
@@ -226,6 +226,12 @@ variable "audience_shards" {
     condition     = var.audience_shards >= 1 && var.audience_shards <= 64 && floor(var.audience_shards) == var.audience_shards
     error_message = "audience_shards must be a whole number from 1 to 64."
   }
+
+  # A broadcast's history of 25,000 events holds some 2,000 partitions, and a target may name every role.
+  validation {
+    condition     = var.audience_shards * length(var.roles) <= 1500
+    error_message = "audience_shards times the number of roles must be at most 1,500: one broadcast may name every role."
+  }
 }
 
 variable "page_size" {
@@ -235,8 +241,9 @@ variable "page_size" {
   nullable    = false
 
   validation {
-    condition     = var.page_size >= 1 && var.page_size <= 1000 && floor(var.page_size) == var.page_size
-    error_message = "page_size must be a whole number from 1 to 1000."
+    # The largest page that fits the 256 KiB of a state with the longest ids and envelope.
+    condition     = var.page_size >= 1 && var.page_size <= 500 && floor(var.page_size) == var.page_size
+    error_message = "page_size must be a whole number from 1 to 500."
   }
 }
 

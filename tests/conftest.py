@@ -1,6 +1,7 @@
 """The stack under test, started once per run, and what tests measure, printed at its end."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -63,6 +64,11 @@ def figure(request: pytest.FixtureRequest) -> Figure:
         assert seconds < limit, figures[-1]
 
     return report
+
+
+def pytest_configure() -> None:
+    """Clean up after `kill`, as CI systems end a run, as after Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

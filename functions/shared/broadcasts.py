@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError
 from functions.shared import messages
 from functions.shared.errors import Conflict, Fault, InvalidMessage, TooLarge
 from functions.shared.settings import Roles
-from functions.shared.validation import validate
+from functions.shared.validation import listed, validate
 
 
 def check(request: Any, identifier: str, sent_at: float, roles: Roles) -> str:
@@ -31,13 +31,16 @@ def check(request: Any, identifier: str, sent_at: float, roles: Roles) -> str:
         problem = f"carries a time more than {messages.CLOCK_SKEW_SECONDS} s away from the broadcast's start"
         faults.append(Fault("/id", problem, "make the id when starting the broadcast, or leave it out"))
     if faults:
-        raise InvalidMessage(faults=faults)
+        raise InvalidMessage(faults=listed(faults))
     envelope = messages.envelope(request, identifier, sent_at)
     size = len(envelope.encode())
     if size > messages.MAX_ENVELOPE_BYTES:
         problem = f"makes the message {size} bytes, more than {messages.MAX_ENVELOPE_BYTES}"
         raise TooLarge(faults=[Fault("/payload", problem, "send less, or a link to the rest")])
     return envelope
+
+
+FAILED = frozenset({"FAILED", "TIMED_OUT", "ABORTED"})
 
 
 class Starter:
@@ -52,8 +55,8 @@ class Starter:
         """Start `request` (which carries its `id`) under an execution name and return the message's id.
 
         A name that was used before starts nothing: when it was for the same request but for its id, the id of
-        that first message is returned; otherwise `Conflict` is raised. Step Functions remembers names for
-        90 days.
+        that first message is returned; otherwise, and when that first execution failed, `Conflict` is raised.
+        Step Functions remembers names for 90 days.
         """
         try:
             self._stepfunctions.start_execution(
@@ -63,8 +66,9 @@ class Starter:
             if error.response["Error"]["Code"] != "ExecutionAlreadyExists":
                 raise
             arn = self._state_machine_arn.replace(":stateMachine:", ":execution:") + f":{name}"
-            first = json.loads(self._stepfunctions.describe_execution(executionArn=arn)["input"])
-            if {**first, "id": None} != {**request, "id": None}:
+            execution = self._stepfunctions.describe_execution(executionArn=arn)
+            first = json.loads(execution["input"])
+            if execution["status"] in FAILED or {**first, "id": None} != {**request, "id": None}:
                 raise Conflict from None
             return str(first["id"])
         return str(request["id"])

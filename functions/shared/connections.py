@@ -29,7 +29,7 @@ class User:
     """A row of the `users` table that may connect."""
 
     user_id: str
-    email: str
+    email: str | None
     role: str
     shelter_id: str | None
 
@@ -64,7 +64,10 @@ class Users:
             raise UserRefused("unknown")
         if item.get("active", {}).get("BOOL") is not True:
             raise UserRefused("inactive")
-        return User(user_id, item["email"]["S"], item["role"]["S"], item.get("shelterId", {}).get("S"))
+        text = {name: value["S"] for name, value in item.items() if value.get("S")}
+        if "role" not in text:
+            raise UserRefused("without a role")
+        return User(user_id, text.get("email"), text["role"], text.get("shelterId"))
 
 
 class Connections:
@@ -81,7 +84,6 @@ class Connections:
         item: Item = {
             "connectionId": {"S": connection_id},
             "userId": {"S": user.user_id},
-            "email": {"S": user.email},
             "role": {"S": user.role},
             "roleShard": {"S": f"{user.role}#{shard}"},
             "shard": {"S": f"all#{shard}"},
@@ -89,6 +91,8 @@ class Connections:
             "lastSeenAt": {"S": iso(now)},
             "ttl": {"N": str(expires_at)},
         }
+        if user.email:
+            item["email"] = {"S": user.email}
         if user.shelter_id:
             item["shelterId"] = {"S": user.shelter_id}
         self._dynamodb.put_item(TableName=self._table, Item=item)

@@ -52,7 +52,7 @@ class SettingsError(MusterError):
 
 
 class TokenRefused(MusterError):
-    """`reason` is one word for the log: missing, malformed, expired, signature, claims, algorithm or key."""
+    """`reason` is for the log, such as missing, expired or signature; `tokens.REASONS` has them."""
 
     code = "token_invalid"
     status = 401
@@ -64,7 +64,7 @@ class TokenRefused(MusterError):
 
 
 class UserRefused(MusterError):
-    """`reason` is one word for the log: unknown or inactive."""
+    """`reason` is for the log: unknown, inactive or without a role."""
 
     code = "forbidden"
     status = 403
@@ -122,11 +122,11 @@ class Forbidden(MusterError):
 
 
 class Conflict(MusterError):
-    """The client used one message id for two different messages."""
+    """The client used a message id again, for another message or for one whose broadcast failed."""
 
     code = "conflict"
     status = 409
-    sentence = "A different message was already sent with this id; use a new id."
+    sentence = "This id was used before, for a different message or for one that failed; use a new id."
 
 
 def reply(error: Exception, reply_to: str | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ At least once: a post whose answer was lost may have been delivered, and is repe
 import heapq
 import itertools
 import math
+import os
 import random
 import selectors
 import socket
@@ -39,6 +40,14 @@ not opened the socket yet: its row is kept, and the post is tried again."""
 ATTEMPTS = 5
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 2.0
+
+CROWD = 4
+THROTTLED_SECONDS = 10.0
+"""A 429 is one client's full buffer, or the whole account's quota. When it meets at least so many recipients
+of a batch, and a tenth of them, it is the quota: then posts are repeated so long, whatever their attempts,
+while another broadcast's burst passes. A single client's buffer gets ATTEMPTS like any other failure, for the
+next page of the partition waits for it."""
+
 POST_TIMEOUT_SECONDS = 3.0
 POST_TIMEOUTS = 2
 """A post takes milliseconds; one that takes this long is repeated on a fresh connection, once: the batch, and
@@ -119,16 +128,17 @@ class Gateway:
         """Post `body` to every recipient; return when all are settled, or at the deadline.
 
         `deadline` is in seconds of `time.monotonic`. Transient answers (429, 5xx, timeouts, resets, and 410
-        during the handshake) are repeated with full jitter, up to ATTEMPTS posts each. A recipient that waits
-        holds no HTTP connection, and one that does not answer holds only its own, so none waits for another.
-        What the deadline cuts off is reported as it stands.
-        Repeated posts count against the pace like others.
+        during the handshake) are repeated with full jitter, up to ATTEMPTS posts each (for 429 see CROWD). A
+        recipient that waits holds no HTTP connection, and one that does not answer holds only its own, so
+        none waits for another. What the deadline cuts off is reported as it stands. Repeated posts count
+        against the pace like others.
         """
         return _Batch(self._wires, self._signer, self._concurrency, body, deadline, pace).post(recipients)
 
     def _signer(self, body: bytes) -> PostSigner:
         credentials = self._session.get_credentials().get_frozen_credentials()
-        return PostSigner(self._endpoint, self._session.region_name, credentials, body)
+        trace_id = os.environ.get("_X_AMZN_TRACE_ID")  # set anew for each invocation [Lambda, X-Ray]
+        return PostSigner(self._endpoint, self._session.region_name, credentials, body, trace_id=trace_id)
 
 
 @dataclass(slots=True, eq=False)
@@ -137,6 +147,7 @@ class _Post:
     attempts: int = 0
     timeouts: int = 0
     replaced: bool = False
+    throttled_since: float | None = None
     outcome: Outcome = "failed"
 
 
@@ -164,13 +175,13 @@ class _Batch:
         self._ready: deque[_Post] = deque()
         self._flying: dict[Wire, tuple[float, _Post]] = {}  # oldest first, with its time-out
         self._resting: list[tuple[float, int, _Post]] = []
-        self._unsettled = 0
+        self._size = self._unsettled = self._crowd = 0
         self._posted = Posted([])
 
     def post(self, recipients: Sequence[Recipient]) -> Posted:
         posts = [_Post(recipient) for recipient in recipients]
         self._ready.extend(posts)
-        self._unsettled = len(posts)
+        self._size = self._unsettled = len(posts)
         while self._unsettled and (now := time.monotonic()) < self._deadline:
             self._wake(now)
             self._launch(now)
@@ -260,18 +271,29 @@ class _Batch:
         """Take note of an answer (None: there was none), and rest the post if it is worth repeating."""
         post.attempts += 1
         post.outcome = "delivered" if status == 200 else "gone" if status == 410 else "failed"
-        self._posted.throttled += status == 429
+        now = time.monotonic()
+        if status == 429:
+            self._posted.throttled += 1
+            self._sent += 1  # a refusal uses up one more post of the pace: a crowded quota slows it down
+            if post.throttled_since is None:
+                post.throttled_since = now
+                self._crowd += 1
+        if self._is_worth_repeating(post, status, now):
+            longest = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(post.attempts, 10))
+            wake = now + random.uniform(0, longest)  # noqa: S311 - jitter needs no secrecy
+            heapq.heappush(self._resting, (wake, id(post), post))
+        else:
+            self._unsettled -= 1
+
+    def _is_worth_repeating(self, post: _Post, status: int | None, now: float) -> bool:
+        if status == 429 and post.throttled_since and self._crowd >= max(CROWD, self._size / 10):
+            return now - post.throttled_since < THROTTLED_SECONDS
         transient = (
             post.recipient.in_handshake()
             if status == 410
             else status is None or status == 429 or status >= 500
         )
-        if transient and post.attempts < ATTEMPTS and post.timeouts < POST_TIMEOUTS:
-            longest = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2**post.attempts)
-            wake = time.monotonic() + random.uniform(0, longest)  # noqa: S311 - jitter needs no secrecy
-            heapq.heappush(self._resting, (wake, id(post), post))
-        else:
-            self._unsettled -= 1
+        return transient and post.attempts < ATTEMPTS and post.timeouts < POST_TIMEOUTS
 
     def _next_moment(self) -> float:
         """When something is to be done even if no answer comes."""

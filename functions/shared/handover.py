@@ -152,7 +152,8 @@ class Handover:
             while request:
                 answer = self._dynamodb.batch_get_item(RequestItems=request)
                 for item in answer["Responses"].get(self._users_table, ()):
-                    row = {name: value["S"] for name, value in item.items()}
+                    # SNS refuses attributes that are empty, and a row may hold null for what is not known.
+                    row = {name: value["S"] for name, value in item.items() if value.get("S")}
                     profiles[row["userId"]] = row
                 request = answer.get("UnprocessedKeys", {})
         return profiles

@@ -18,8 +18,11 @@ MAX_RESUMED_BYTES = 32_000
 """A `resumed` message is one frame, kept under 32 KB however the K is read."""
 
 CLOCK_SKEW_SECONDS = 30
-"""How far two publishers' clocks, and the time from a message's id to its record, may lie apart. Ids outside
-it are refused, and a resume reads this much again before the last id seen."""
+"""How far a message's id may lie from its broadcast's start; ids outside it are refused."""
+
+RESUME_OVERLAP_SECONDS = 120
+"""How much a resume reads again before the last id seen: ids are made at a broadcast's start, and recording
+may take until Accept and Record have used up their retries. tests/contract/test_asl.py holds them to it."""
 
 RESUME_PAGE = 50
 """Messages read per audience and resume: a few full frames' worth of ordinary messages."""
@@ -83,7 +86,7 @@ class Queue:
         """What the connection's audiences were told after the id `after`, or from `cursor` on.
 
         Oldest first, each id once, at most `room` bytes of envelopes (at least one envelope, so that a
-        client always gets on). With `after`, the CLOCK_SKEW_SECONDS before it are read again, because a
+        client always gets on). With `after`, the RESUME_OVERLAP_SECONDS before it are read again, because a
         message with an older id may have been recorded later; a client drops the ids it has seen.
         With neither, everything that is retained.
         """
@@ -150,4 +153,4 @@ def audiences_of(connection: Connection) -> list[str]:
 
 
 def _id_before(identifier: str) -> str:
-    return uuid7(max(0, id_time(identifier) - CLOCK_SKEW_SECONDS), bytes(10))
+    return uuid7(max(0, id_time(identifier) - RESUME_OVERLAP_SECONDS), bytes(10))

@@ -30,9 +30,18 @@ class PostSigner:
     """
 
     def __init__(
-        self, endpoint: str, region: str, credentials: Credentials, body: bytes, now: datetime | None = None
+        self,
+        endpoint: str,
+        region: str,
+        credentials: Credentials,
+        body: bytes,
+        now: datetime | None = None,
+        trace_id: str | None = None,
     ) -> None:
-        """`endpoint` is the connections endpoint, `https://host[:port]/stage`, without a trailing slash."""
+        """Sign for `endpoint`, the connections endpoint `https://host[:port]/stage` without a trailing slash.
+
+        `trace_id` is the X-Ray header that the posts carry on, from the execution that asked for them.
+        """
         url = urlsplit(endpoint)
         default_port = {"https": 443, "http": 80}[url.scheme]
         host = url.hostname or ""
@@ -54,9 +63,11 @@ class PostSigner:
         )
         self._to_sign = hmac.new(_signing_key(credentials.secret_key, scope), digestmod=hashlib.sha256)
         self._to_sign.update(f"{ALGORITHM}\n{stamp}\n{scope}\n".encode())
+        # Not signed, so that it may differ from what a proxy on the way makes of it.
+        trace = f"x-amzn-trace-id: {trace_id}\r\n" if trace_id else ""
         wire_headers = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._head_end = (
-            f" HTTP/1.1\r\n{wire_headers}content-length: {len(body)}\r\n"
+            f" HTTP/1.1\r\n{wire_headers}{trace}content-length: {len(body)}\r\n"
             f"authorization: {ALGORITHM} Credential={credentials.access_key}/{scope}, "
             f"SignedHeaders={signed}, Signature="
         )

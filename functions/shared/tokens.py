@@ -1,5 +1,6 @@
 """Finding and verifying the JWT that a client presents."""
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def find(event: Mapping[str, Any]) -> Offer:
     selected = SUBPROTOCOL if SUBPROTOCOL in offered else None
     for candidate in (query.get("Authorization"), headers.get("authorization")):
         if candidate:
-            return Offer(candidate.removeprefix("Bearer ").strip(), selected)
+            return Offer(re.sub("^bearer +", "", candidate, flags=re.IGNORECASE).strip(), selected)
     for part in offered:
         if part.count(".") == 2:
             return Offer(part, selected or part)

@@ -56,13 +56,13 @@ def validate(schema: str, instance: Any) -> None:
         raise InvalidMessage(faults=[too_deep("")]) from None
     deep = [too_deep(pointer) for pointer in _deeper_than(instance, MAX_DEPTH)]
     if deep:
-        raise InvalidMessage(faults=_listed(deep))
+        raise InvalidMessage(faults=listed(deep))
     faults = [fault for error in _validator(schema).iter_errors(instance) for fault in _faults(error)]
     if faults:
-        raise InvalidMessage(faults=_listed(faults))
+        raise InvalidMessage(faults=listed(faults))
 
 
-def _listed(faults: Iterable[Fault]) -> list[Fault]:
+def listed(faults: Iterable[Fault]) -> list[Fault]:
     """The first fault of each place in order, as many and as long as fit one frame."""
     found: dict[str, Fault] = {}
     for fault in faults:

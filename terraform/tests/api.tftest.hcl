@@ -88,6 +88,7 @@ run "stage" {
   command = plan
 
   variables {
+    access_logs            = true
     throttling_rate_limit  = 300
     throttling_burst_limit = 200
   }
@@ -122,13 +123,9 @@ run "stage" {
 run "no_access_logs" {
   command = plan
 
-  variables {
-    access_logs = false
-  }
-
   assert {
     condition     = length(aws_apigatewayv2_stage.this.access_log_settings) == 0 && length(aws_cloudwatch_log_group.access) == 0
-    error_message = "access_logs = false leaves them out."
+    error_message = "Access logs are off until they are asked for."
   }
 }
 

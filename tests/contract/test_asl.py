@@ -9,6 +9,8 @@ from typing import Any
 import jsonata
 import pytest
 
+from functions.shared import audiences, messages
+
 ROOT = Path(__file__).parents[2]
 VARIABLES = {
     "accept_arn": "arn:aws:lambda:us-east-1:000000000000:function:accept",
@@ -21,9 +23,9 @@ VARIABLES = {
     "partition_concurrency": "10",
     "post_burst": "4500",
     "post_rate": "9500",
-    "batch_concurrency": "10",
+    "batch_concurrency": "2",
     "page_size": "500",
-    "batch_size": "100",
+    "batch_size": "250",
 }
 State = dict[str, Any]
 
@@ -101,7 +103,7 @@ def test_every_task_is_bounded_and_prepared_to_fail(name: str, state: State) -> 
     for retrier in state.get("Retry", ()):
         assert retrier["JitterStrategy"] == "FULL"
         assert {"BackoffRate", "MaxDelaySeconds", "MaxAttempts", "IntervalSeconds"} <= set(retrier)
-        assert "States.ALL" not in retrier["ErrorEquals"]
+        assert "States.ALL" not in retrier["ErrorEquals"]  # some errors must not be repeated
 
 
 @pytest.mark.parametrize(("name", "state"), STATES)
@@ -146,21 +148,62 @@ def test_the_query_has_a_start_key_only_when_there_is_a_cursor() -> None:
     assert evaluate(cursor)["ExclusiveStartKey"] == cursor
 
 
+def longest(state: State, errors: set[str]) -> float:
+    """Seconds that a task takes when every attempt times out."""
+    retrier = next(retrier for retrier in state["Retry"] if errors & set(retrier["ErrorEquals"]))
+    pauses = [
+        min(retrier["MaxDelaySeconds"], retrier["IntervalSeconds"] * retrier["BackoffRate"] ** attempt)
+        for attempt in range(retrier["MaxAttempts"])
+    ]
+    return float((retrier["MaxAttempts"] + 1) * state["TimeoutSeconds"] + sum(pauses))
+
+
 def test_the_longest_page_ends_before_an_express_execution_does() -> None:
     states = MACHINES["fanout"]["States"]
     deliver = states["Deliver"]["ItemProcessor"]["States"]["DeliverBatch"]
-
-    def longest(state: State, errors: set[str]) -> float:
-        """Seconds that a task takes when every attempt times out."""
-        retrier = next(retrier for retrier in state["Retry"] if errors & set(retrier["ErrorEquals"]))
-        pauses = [
-            min(retrier["MaxDelaySeconds"], retrier["IntervalSeconds"] * retrier["BackoffRate"] ** attempt)
-            for attempt in range(retrier["MaxAttempts"])
-        ]
-        return float((retrier["MaxAttempts"] + 1) * state["TimeoutSeconds"] + sum(pauses))
-
     timeout = {"States.Timeout"}
     page = sum(longest(state, timeout) for state in (deliver, states["Offline"], states["PublishPage"]))
     last_start = 45
     assert MACHINES["fanout"]["TimeoutSeconds"] == 300  # five minutes [Step Functions quotas]
     assert last_start + longest(states["QueryPage"], timeout) + page < MACHINES["fanout"]["TimeoutSeconds"]
+
+
+def test_a_message_is_recorded_within_what_a_resume_reads_again() -> None:
+    states = MACHINES["broadcast"]["States"]
+    record = states["Record"]["ItemProcessor"]["States"]["RecordAudience"]
+    timeout = {"States.Timeout"}
+    assert longest(states["Accept"], timeout) + longest(record, timeout) < messages.RESUME_OVERLAP_SECONDS
+
+
+def test_the_largest_page_fits_a_state() -> None:
+    states = MACHINES["fanout"]["States"]
+    row = {"connectionId": {"S": "c" * 20}, "userId": {"S": "u" * 128}, "connectedAt": {"S": "t" * 24}}
+    roles = [f"{n:032d}" for n in range(100)]
+    target = {"roles": roles, "shelters": [f"{n:0128d}" for n in range(100)], "users": ["u" * 128]}
+    entered = {
+        "message": {
+            "messageId": "i" * 36,
+            "type": "shelter_update",
+            "envelope": '"' * messages.MAX_ENVELOPE_BYTES,
+            "offline": "fallback",
+        },
+        "partition": {"scope": "user", "value": "u" * 128},
+        "query": audiences.queries(target)["user"],
+        "pace": {"rate": 950, "burst": 450, "credit": 450},
+        "cursor": row,
+        "counts": {"pages": 7},
+        "startedAt": 1,
+        # What the page before left behind: everybody failed.
+        "undelivered": [{"connectionId": "c" * 20, "userId": "u" * 128, "reason": "failed"}] * 500,
+    }
+    result = {"Items": [row] * int(VARIABLES["page_size"]), "LastEvaluatedKey": row}
+    expression = jsonata.Jsonata.jsonata(next(expressions(states["QueryPage"]["Output"])))
+    left = expression.evaluate(None, {"states": {"input": entered, "result": result}})
+    assert len(left["connections"]) == 500
+    assert len(json.dumps(left, separators=(",", ":"))) < 256 * 1024  # [Step Functions quotas]
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("*/*.md")), ids=str)
+def test_every_relative_link_of_a_document_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []

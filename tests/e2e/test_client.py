@@ -103,7 +103,7 @@ def test_new_client_goes_on_from_the_last_message_seen_by_an_earlier_one(
         missed = await tell("missed", {"users": [user.user_id]})
         async with Client(url, token, resume_after=seen) as later:
             heard: list[str] = []
-            # What came up to 30 s before the place comes again.
+            # What came shortly before the place comes again.
             while missed.id not in heard:
                 heard.append((await _next(later))["id"])
             assert heard[-1] == missed.id

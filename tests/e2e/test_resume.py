@@ -26,7 +26,7 @@ def test_missed_messages_of_every_audience_come_back_in_order(
         execution = broadcaster.start("broadcast", target, {"number": n, "text": "x" * 20_000})
         receipts.append(broadcaster.wait(execution, 60))
 
-    # What came up to 30 s before the place comes again.
+    # What came shortly before the place comes again.
     missed = [message for message in open_socket(user).resume(after=seen) if message["id"] > seen]
     assert [message["id"] for message in missed] == [receipt.id for receipt in receipts]
     assert [message["payload"]["number"] for message in missed] == list(range(5))

@@ -1,10 +1,12 @@
 """Fixtures of the integration tests: what they put into the stack, and take out again."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from muster import Stack
+from muster.seed import User
 from tests.deployment import Deployment
 from tests.integration.variants import Variants
 
@@ -16,8 +18,8 @@ def connect(deployment: Deployment) -> Iterator[Connect]:
     """`Deployment.put_connection`, whose rows are gone after the test."""
     made: list[str] = []
 
-    def put(*arguments: object, **options: object) -> str:
-        made.append(deployment.put_connection(*arguments, **options))  # type: ignore[arg-type]
+    def put(user: User, **options: Any) -> str:
+        made.append(deployment.put_connection(user, **options))
         return made[-1]
 
     yield put

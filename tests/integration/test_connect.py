@@ -8,7 +8,6 @@ import jwt
 import pytest
 
 from tests.deployment import Deployment, unique
-from tests.integration.conftest import Connect
 from tests.integration.handshakes import assert_refused, handshake
 
 MakeToken = Callable[[Deployment, str], str | None]
@@ -68,9 +67,7 @@ def test_user_who_may_not_connect_is_refused_with_403(deployment: Deployment, kn
 
 
 @pytest.mark.parametrize("way", ["query", "query-with-bearer", "header", "subprotocols"])
-def test_token_is_accepted_alike_wherever_it_travels(
-    deployment: Deployment, connect: Connect, shelter: str, way: str
-) -> None:
+def test_token_is_accepted_alike_wherever_it_travels(deployment: Deployment, shelter: str, way: str) -> None:
     user = deployment.user("first_responder", shelter)
     token = deployment.token(user.user_id)
     arguments = {

@@ -138,9 +138,9 @@ def test_partition_whose_fan_out_fails_is_published_and_named(
 ) -> None:
     user = deployment.user()
     connect(deployment.user("resident", shelter))
-    table = deployment.outputs.connections_table
-    broken = f"$states.input.partition.scope = 'user' ? '{MISSING}' : '{table}'"
-    machine = variants.broadcast({f"'{table}'": broken}, NO_PAUSE)
+    begin = "$merge([$states.input, {'pages': 0"
+    broken = f"$states.input.partition.scope = 'user' ? $number('{MISSING}') : {begin}"
+    machine = variants.broadcast({begin: broken}, NO_PAUSE)
     target = {"shelters": [shelter], "users": [user.user_id]}
 
     receipt = deployment.broadcast(target, machine=machine)

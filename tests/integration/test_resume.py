@@ -13,7 +13,7 @@ from os import urandom
 
 import pytest
 
-from functions.shared.messages import CLOCK_SKEW_SECONDS, RESUME_PAGE, uuid7
+from functions.shared.messages import RESUME_OVERLAP_SECONDS, RESUME_PAGE, uuid7
 from tests.deployment import Deployment, Json
 from tests.integration.conftest import Connect
 from tests.schemas import conforming
@@ -116,8 +116,8 @@ def test_message_for_several_audiences_comes_back_once(past: Past) -> None:
 def test_what_came_shortly_before_the_last_one_seen_comes_again(past: Past) -> None:
     """Two publishers' clocks differ: an older id may have been recorded after a newer one was seen."""
     user = past.audiences[3]
-    past.write(user, second=1000 - CLOCK_SKEW_SECONDS - 1)
-    late = past.write(user, second=1000 - CLOCK_SKEW_SECONDS + 1)
+    past.write(user, second=1000 - RESUME_OVERLAP_SECONDS - 1)
+    late = past.write(user, second=1000 - RESUME_OVERLAP_SECONDS + 1)
     seen = past.write(user, second=1000)
     missed = past.write(user, second=1001)
 

@@ -391,7 +391,8 @@ async def test_after_a_loss_what_was_missed_comes_once_oldest_first_before_what_
         gateway.retained += missed
         await gateway.open[0].close()
         assert await take(client, 6) == [2, 3, 4, 5, 6, 9]
-        assert gateway.actions("resume")[0]["after"] == gateway.retained[0]["id"]
+        # The post of 1 proves nothing about those before it: the resume begins where the connection did.
+        assert gateway.actions("resume")[0]["after"] < gateway.retained[0]["id"]
         assert len(gateway.actions("resume")) == 3
         assert await everything(client) == []
 

@@ -202,6 +202,7 @@ class StepFunctions(Service):
     def __init__(self) -> None:
         super().__init__()
         self.executions: dict[str, str] = {}
+        self.status = "RUNNING"
 
     @property
     def inputs(self) -> list[dict[str, Any]]:
@@ -219,7 +220,7 @@ class StepFunctions(Service):
     def DescribeExecution(self, executionArn: str) -> dict[str, Any]:
         if executionArn not in self.executions:
             raise Refusal("ExecutionDoesNotExist")
-        return {"input": self.executions[executionArn]}
+        return {"input": self.executions[executionArn], "status": self.status}
 
 
 class Sns(Service):

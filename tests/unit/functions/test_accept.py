@@ -105,7 +105,7 @@ def test_a_bad_request_is_answered_with_every_fault_and_logged_without_its_value
     assert [fault["pointer"] for fault in answer["faults"]] == pointers
     assert all(set(fault) == {"pointer", "problem", "fix"} for fault in answer["faults"])
     line, metrics = logs()
-    assert line["pointers"] == pointers
+    assert line["faults"] == len(pointers)
     assert metrics["BroadcastsRefused"] == [1]
     assert "secret" not in json.dumps([answer, line, metrics])
 
@@ -121,7 +121,7 @@ def test_roles_that_the_deployment_does_not_have_are_faults_beside_the_others(ru
     target = {"roles": ["admin", "wizard", "resident", "warlock"]}
     answer = run(REQUEST | {"target": target, "id": uuid7(0, bytes(10))})
     faults = {fault["pointer"]: fault["fix"] for fault in answer["faults"]}
-    assert list(faults) == ["/target/roles/1", "/target/roles/3", "/id"]
+    assert list(faults) == ["/id", "/target/roles/1", "/target/roles/3"]
     assert faults["/target/roles/1"] == "use one of admin, first_responder, resident, shelter_operator"
 
 

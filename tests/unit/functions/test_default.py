@@ -171,6 +171,13 @@ def test_a_message_sent_again_with_its_id_starts_nothing_and_is_acknowledged_wit
     assert len(server.stepfunctions.executions) == 1
 
 
+def test_a_message_whose_broadcast_failed_needs_a_new_id(server: Server) -> None:
+    frame = {"action": "alert", "id": "m-1", "target": ALL, "payload": PAYLOAD}
+    server.ask(frame)
+    server.stepfunctions.status = "FAILED"
+    assert server.ask(frame)["code"] == "conflict"
+
+
 def test_another_message_with_the_same_id_is_a_conflict(server: Server) -> None:
     frame = {"action": "alert", "id": "m-1", "target": ALL, "payload": PAYLOAD}
     server.ask(frame)

@@ -117,7 +117,7 @@ def test_a_row_that_cannot_be_deleted_is_logged_and_the_delivery_stands(
     result = run("c1=", "gone=")
     assert (result["delivered"], result["gone"]) == (1, 1)
     warning, info, _ = logs()
-    assert (warning["level"], warning["message"]) == ("WARNING", "row of a gone connection kept")
+    assert (warning["level"], warning["message"]) == ("WARNING", "rows of gone connections kept")
     assert (info["level"], info["gone"]) == ("INFO", 1)
 
 

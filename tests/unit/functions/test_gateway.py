@@ -258,6 +258,27 @@ def test_a_connection_that_idled_too_long_is_not_trusted(monkeypatch: pytest.Mon
     assert endpoint.streams == 3
 
 
+def test_a_quota_that_many_meet_is_waited_for_beyond_the_attempts() -> None:
+    refusals = [answer(429)] * (ATTEMPTS + 3)
+    with Endpoint(scripted({}, otherwise=[*refusals, OK])) as endpoint:
+        posted = post(endpoint.url, old(*(f"c{n}" for n in range(20))))
+    assert posted.count("delivered") == 20
+    assert posted.throttled == 20 * len(refusals)
+
+
+def test_one_full_buffer_among_many_gets_no_more_than_the_attempts() -> None:
+    with Endpoint(scripted({"slow": [answer(429)]})) as endpoint:
+        posted = post(endpoint.url, old("slow", *(f"c{n}" for n in range(20))))
+    assert (posted.count("delivered"), posted.throttled) == (20, ATTEMPTS)
+
+
+def test_a_quota_that_stays_full_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "THROTTLED_SECONDS", 0.2)
+    with Endpoint(scripted({}, otherwise=[answer(429)])) as endpoint:
+        posted = post(endpoint.url, old(*(f"c{n}" for n in range(20))))
+    assert posted.count("failed") == 20
+
+
 @pytest.mark.parametrize("concurrency", [1, 5, 48])
 def test_no_more_posts_are_in_flight_than_allowed(concurrency: int) -> None:
     flying, most = 0, 0
@@ -272,7 +293,7 @@ def test_no_more_posts_are_in_flight_than_allowed(concurrency: int) -> None:
         await asyncio.wait_for(full.wait(), LONG)
         await asyncio.sleep(0.002)
         flying -= 1
-        return [OK, OK, answer(429), RESET][int(request.connection_id[1:]) % 4]
+        return [OK, OK, answer(503), RESET][int(request.connection_id[1:]) % 4]
 
     recipients = old(*(f"c{n}" for n in range(60)))
     with Endpoint(slowly) as endpoint:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from functions.shared import messages
 from functions.shared.connections import Connection
-from functions.shared.messages import CLOCK_SKEW_SECONDS, Page, Queue, id_time, message_id, uuid7
+from functions.shared.messages import RESUME_OVERLAP_SECONDS, Page, Queue, id_time, message_id, uuid7
 
 from .aws import DynamoDB
 from .support import properties
@@ -128,8 +128,9 @@ def test_resuming_yields_every_live_message_once_and_in_order_in_pages_that_fit(
     monkeypatch.setattr(messages, "RESUME_PAGE", limit)
     dynamodb.empty()
     dynamodb.page_size = page_size
-    # Eleven seconds apart, so that the overlap takes in two messages before the one last seen.
-    ids = [uuid7(NOW + 11 * n, b"entropy...") for n in range(25)]
+    # Spaced so that the overlap takes in two messages before the one last seen.
+    spacing = RESUME_OVERLAP_SECONDS / 2.5
+    ids = [uuid7(NOW + spacing * n, b"entropy...") for n in range(25)]
     for identifier, (audiences, size, ttl) in zip(ids, recorded, strict=False):
         for audience in audiences:
             put(dynamodb, audience, identifier, json.dumps({"id": identifier, "x": "é" * size}), ttl)
@@ -162,7 +163,7 @@ def test_without_a_shelter_no_shelters_messages_come(dynamodb: DynamoDB) -> None
 
 @pytest.mark.parametrize(
     ("seconds_before", "comes_again"),
-    [(0, True), (CLOCK_SKEW_SECONDS - 1, True), (CLOCK_SKEW_SECONDS + 1, False)],
+    [(0, True), (RESUME_OVERLAP_SECONDS - 1, True), (RESUME_OVERLAP_SECONDS + 1, False)],
 )
 def test_a_short_overlap_before_the_last_id_seen_is_read_again(
     dynamodb: DynamoDB, seconds_before: int, comes_again: bool
@@ -181,7 +182,7 @@ def test_an_id_that_no_message_ever_had_resumes_like_any_other(
     put_at = 2.0**37
     put(dynamodb, "all", uuid7(put_at, bytes([255] * 10)), "{}")
     page = Queue(dynamodb.client, "messages").missed(CONNECTION, uuid7(milliseconds / 1000, entropy), None, 9)
-    assert page == Page(["{}"] if milliseconds / 1000 < put_at + CLOCK_SKEW_SECONDS else [], None)
+    assert page == Page(["{}"] if milliseconds / 1000 < put_at + RESUME_OVERLAP_SECONDS else [], None)
 
 
 def test_pages_of_nothing_but_expired_rows_are_read_past(

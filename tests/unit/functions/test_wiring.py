@@ -83,5 +83,5 @@ def test_clients_are_shared_and_give_up_well_before_a_function_does() -> None:
     assert clients.client("dynamodb") is made
     config = made.meta.config
     attempts = config.retries["total_max_attempts"]
-    assert (config.connect_timeout, config.read_timeout, attempts) == (2, 5, 4)
+    assert (config.connect_timeout + config.read_timeout) * attempts < 10  # the shortest function's time
     assert clients.client("dynamodb", "http://127.0.0.1:1").meta.endpoint_url == "http://127.0.0.1:1"
