@@ -176,7 +176,7 @@ class Client:
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
         self._seen: dict[str, None] = {}
         # Everything up to this id has been delivered; a resume starts here. Only what a resume brings moves
-        # it: a message that comes by itself proves nothing about those before it, whose posts may have failed.
+        # it: a message that comes by itself says nothing about those before it, whose posts may have failed.
         self._mark = resume_after or ""
         # Nothing sent before this time is wanted; None until the server has confirmed a connection.
         self._since: str | None = None

@@ -60,3 +60,4 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway, "POST_TIMEOUT_SECONDS", 0.4)
     monkeypatch.setattr(gateway, "FIRST_BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(gateway, "LONGEST_BACKOFF_SECONDS", 0.05)
+    monkeypatch.setattr(gateway, "THROTTLED_SECONDS", 0.5)
