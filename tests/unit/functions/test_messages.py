@@ -29,7 +29,8 @@ ENTROPY = st.binary(min_size=10, max_size=32)
 def test_a_uuid7_is_one_and_carries_its_time(milliseconds: int, entropy: bytes) -> None:
     identifier = UUID(uuid7(milliseconds / 1000, entropy))
     assert (identifier.version, identifier.variant) == (7, RFC_4122)
-    assert id_time(str(identifier)) == pytest.approx(milliseconds / 1000, abs=0.001)
+    # A float of seconds may round to the millisecond before.
+    assert id_time(str(identifier)) == pytest.approx(milliseconds / 1000, abs=0.0015)
 
 
 @properties
