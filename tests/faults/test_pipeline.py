@@ -200,6 +200,8 @@ class Stopped:
         self.deployment, self.shelter, self.relay = deployment, shelter, relay
         self.users = [deployment.user("resident", shelter) for _ in range(2)]
         self.reached, self.waiting = (connect(user) for user in self.users)
+        # What other tests told everybody is retained too.
+        self.earlier = set(self._retained())
 
     def run(self, machine: str, **request: Any) -> str:
         """Start and stop it; return the execution."""
@@ -213,8 +215,14 @@ class Stopped:
 
     def resumed(self) -> list[str]:
         """What the one who has not got it gets on resume."""
-        answer = self.deployment.default(self.waiting, {"action": "resume"})
-        return [message["id"] for message in answer["messages"]]
+        return [identifier for identifier in self._retained() if identifier not in self.earlier]
+
+    def _retained(self) -> Iterator[str]:
+        request = {"action": "resume"}
+        while request:
+            answer = self.deployment.default(self.waiting, request)
+            yield from (message["id"] for message in answer["messages"])
+            request = {"action": "resume", "cursor": answer["cursor"]} if answer["more"] else {}
 
     def ids_taken(self, connection_id: str) -> list[str]:
         """The ids of the messages that a connection was given, in order."""
