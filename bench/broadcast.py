@@ -9,6 +9,7 @@ import argparse
 import itertools
 import json
 import math
+import signal
 import sys
 import tempfile
 import time
@@ -84,6 +85,7 @@ def main() -> int:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="audiences")
     options = parser.parse_args()
     console = Console()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stack is taken down then too
     met: dict[str, bool] = {}
     rate, burst = QUOTA_RATE * QUOTA_SCALE, QUOTA_BURST * QUOTA_SCALE
     variables = {
