@@ -174,7 +174,8 @@ class Client:
         self._heartbeat = heartbeat
         self._resumes = resume_after is not None
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
-        self._seen: dict[str, None] = {}
+        # Message ids, oldest first, and whether each has come by a post yet: a resume may be faster.
+        self._seen: dict[str, bool] = {}
         # Everything up to this id has been delivered; a resume starts here. Only what a resume brings moves
         # it: a message that comes by itself says nothing about those before it, whose posts may have failed.
         self._mark = resume_after or ""
@@ -189,7 +190,7 @@ class Client:
         self._failures = 0
         self._failure: Exception | None = None
         self.duplicates = 0
-        """How many messages arrived again and were dropped."""
+        """How many messages were posted again and dropped; what a resume repeats does not count."""
         self.handshake_seconds = 0.0
         """How long the latest handshake took."""
 
@@ -398,23 +399,24 @@ class Client:
                 self._mark = max(self._mark, message["id"])
         held, self._held = self._held or [], None
         for message in held:
-            self._deliver(message)
+            self._deliver(message, posted=True)
         if count:
             logger.info("resumed: %d missed", count)
 
     def _receive(self, message: Message) -> None:
-        if message["id"] in self._seen:
+        if self._seen.get(message["id"]):
             self.duplicates += 1
         elif self._held is None:
-            self._deliver(message)
+            self._deliver(message, posted=True)
         else:
             self._held.append(message)
 
-    def _deliver(self, message: Message) -> bool:
+    def _deliver(self, message: Message, *, posted: bool = False) -> bool:
         identifier = message["id"]
         if identifier in self._seen:
+            self._seen[identifier] |= posted
             return False
-        self._seen[identifier] = None
+        self._seen[identifier] = posted
         if len(self._seen) > REMEMBERED_IDS:
             del self._seen[next(iter(self._seen))]
         self._inbox.put_nowait(message)
