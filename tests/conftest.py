@@ -16,6 +16,9 @@ FIGURES = pytest.StashKey[list[str]]()
 
 Figure = Callable[[str, float, float], None]
 
+# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
