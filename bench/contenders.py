@@ -8,12 +8,14 @@ what is timed then is the process, from its start.
 import asyncio
 import atexit
 import json
+import os
 import resource
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 BODY = b'{"type":"alert","payload":"' + b"x" * 471 + b'"}'
@@ -29,9 +31,9 @@ def connection_ids(count: int) -> list[str]:
 def muster(endpoint: str, in_flight: int) -> Post:
     """The posting core of this project, in batches as Deliver gets them."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    import boto3  # noqa: PLC0415 - each way imports only what it needs: imports are part of what is measured
+    import boto3
 
-    from functions.shared.gateway import Gateway, Recipient  # noqa: PLC0415
+    from functions.shared.gateway import Gateway, Recipient
 
     gateway = Gateway(endpoint, boto3.Session(), in_flight)
 
@@ -47,8 +49,8 @@ def muster(endpoint: str, in_flight: int) -> Post:
 
 def boto3_threads(endpoint: str, in_flight: int) -> Post:
     """What nearly everybody does: the SDK's client and a pool of threads."""
-    import boto3  # noqa: PLC0415
-    from botocore.config import Config  # noqa: PLC0415
+    import boto3
+    from botocore.config import Config
 
     client = boto3.client(
         "apigatewaymanagementapi", endpoint_url=endpoint, config=Config(max_pool_connections=in_flight)
@@ -67,8 +69,8 @@ def boto3_threads(endpoint: str, in_flight: int) -> Post:
 
 def aiobotocore(endpoint: str, in_flight: int) -> Post:
     """The SDK on asyncio."""
-    from aiobotocore.config import AioConfig  # noqa: PLC0415
-    from aiobotocore.session import get_session  # noqa: PLC0415
+    from aiobotocore.config import AioConfig
+    from aiobotocore.session import get_session
 
     runner = asyncio.Runner()
     config = AioConfig(max_pool_connections=in_flight)
@@ -90,12 +92,9 @@ def aiobotocore(endpoint: str, in_flight: int) -> Post:
 def pycurl_http2(endpoint: str, in_flight: int) -> Post:
     """Our signer with libcurl's multi interface over HTTP/2, the fastest of the kept libraries."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    import os  # noqa: PLC0415
-    from types import SimpleNamespace  # noqa: PLC0415
+    import pycurl
 
-    import pycurl  # noqa: PLC0415
-
-    from functions.shared.signing import PostSigner  # noqa: PLC0415
+    from functions.shared.signing import PostSigner
 
     credentials = SimpleNamespace(
         access_key=os.environ["AWS_ACCESS_KEY_ID"],
