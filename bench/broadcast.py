@@ -6,6 +6,7 @@ taken from the run too, so the dollars are an upper bound wherever AWS is faster
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -13,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ EVENT_LIMIT = 25_000
 # A task leaves 5 events in a history, another state 2, a Map iteration 2 and a Map or a Parallel 4: RunFanOut
 # and PartitionDone?; an iteration and its last Pass; all the rest.
 EVENTS_PER_RUN, EVENTS_PER_PARTITION, EVENTS_APART = 7, 4, 40
+EVENTS_PER_TASK_EACH = 7
 
 # The quota that a broadcast of 100,000 meets on AWS, and the part of it that this machine can serve.
 QUOTA_RATE, QUOTA_BURST, QUOTA_AUDIENCE, QUOTA_SCALE = 10_000, 5_000, 100_000, 0.1
@@ -47,16 +49,21 @@ class Measured:
     way: str
     audience: int
     seconds: float
-    executions: int
-    transitions: int
-    express_seconds: float
-    express_runs: int
     invocations: int
     gb_seconds: float
     read_units: float
-    write_units: float
-    largest_state: int
-    events: int
+    write_units: float = 0
+    executions: int = 0
+    transitions: int = 0
+    express_seconds: float = 0
+    express_runs: int = 0
+    largest_state: int = 0
+    events: int = 0
+
+    @property
+    def together(self) -> float:
+        """Dollars per million deliveries."""
+        return sum(self.dollars.values())
 
     @property
     def dollars(self) -> dict[str, float]:
@@ -97,29 +104,27 @@ def main() -> int:
         "post_rate": 1_000_000,
         "post_burst": 1_000_000,
     }
-    with tempfile.TemporaryDirectory(prefix="muster-bench-") as folder, console.status("") as status:
-        status.update("bringing up the local stack")
+    with tempfile.TemporaryDirectory(prefix="muster-bench-") as folder:
         stack = Stack(Path(folder), port=0, variables=variables)
         try:
-            outputs = stack.up()
-            measured = []
+            with timed(console, "the local stack is up"):
+                outputs = stack.up()
+            measured: list[Measured] = []
             with callbacks.running() as stub:
                 post_to(outputs, stub)
                 broadcast(outputs)  # warms the functions
                 for size in options.sizes:
-                    status.update(f"a broadcast to {size:,}")
-                    fill(outputs, size)
-                    measured.append(measure(outputs, stub, size))
-                    status.update("the AWS sample's way")
-                    if size <= 10_000:
-                        measured.append(sample(outputs, stub, size))
+                    with timed(console, f"{size:,} connections are stored"):
+                        fill(outputs, size)
+                    for way, (run, up_to) in WAYS.items():
+                        if size <= up_to:
+                            with timed(console, f"{size:,} reached: {way}"):
+                                measured.append(run(outputs, stub, size))
             report(console, measured, met)
-            status.update("the same stack under a quota")
-            stack = Stack(
-                Path(folder),
-                variables={**variables, "post_rate": rate * 0.95, "post_burst": burst * 0.9},
-            )
-            outputs = stack.up()
+            limits = {"post_rate": rate * 0.95, "post_burst": burst * 0.9}
+            stack = Stack(Path(folder), variables={**variables, **limits})
+            with timed(console, "the stack is set for the quota"):
+                outputs = stack.up()
             with callbacks.running(rate, burst) as stub:
                 post_to(outputs, stub)
                 fill(outputs, int(QUOTA_AUDIENCE * QUOTA_SCALE))
@@ -129,6 +134,15 @@ def main() -> int:
     for text, holds in met.items():
         console.print(f"{'met   ' if holds else 'MISSED'}  {text}", style="green" if holds else "red")
     return 0 if all(met.values()) else 1
+
+
+@contextlib.contextmanager
+def timed(console: Console, title: str) -> Iterator[None]:
+    """Show what is under way, then what it took."""
+    started = time.perf_counter()
+    with console.status(title):
+        yield
+    console.print(f"{time.perf_counter() - started:6.1f} s  {title}", highlight=False)
 
 
 def post_to(outputs: Outputs, stub: callbacks.Callbacks) -> None:
@@ -174,7 +188,7 @@ def broadcast(outputs: Outputs) -> tuple[str, Any]:
     return execution.arn, broadcaster.wait(execution, timeout=900)
 
 
-def measure(outputs: Outputs, stub: callbacks.Callbacks, size: int) -> Measured:
+def muster(outputs: Outputs, stub: callbacks.Callbacks, size: int) -> Measured:
     """One broadcast to everybody, and everything that AWS would have counted of it."""
     stub.counted()
     billed_from = int(time.time() * 1000)
@@ -189,26 +203,28 @@ def measure(outputs: Outputs, stub: callbacks.Callbacks, size: int) -> Measured:
         for child in _executions(outputs, outputs.fanout_state_machine_arn)
         if child["executionArn"] not in children_before
     ]
-    all_runs = [arn, *(child["executionArn"] for child in children)]
-    states = [state for run in all_runs for state in _states(outputs, run)]
     milliseconds = _billed_milliseconds(outputs, "deliver", billed_from)
     runs, partitions = len(children), receipt.partitions
     return Measured(
         way="muster",
         audience=size,
         seconds=receipt.duration_ms / 1000,
+        invocations=1 + len(milliseconds),
+        gb_seconds=sum(milliseconds) / 1000 * DELIVER_GB,
+        # Eventually consistent: half a unit for 4 KB of whole index rows, before projection [DynamoDB].
+        read_units=receipt.pages * math.ceil(min(size, PAGE_SIZE) * INDEX_ROW_BYTES / 4096) / 2,
+        write_units=1,
         executions=1 + runs,
         # Accept, Accepted?, Record with one audience, Reach, FanOut, Notify?, NotNotified and Summarise; a
         # partition ends once, and each run of its child is RunFanOut and PartitionDone?.
         transitions=9 + partitions + 2 * runs,
         express_seconds=sum((child["stopDate"] - child["startDate"]).total_seconds() for child in children),
         express_runs=runs,
-        invocations=1 + len(milliseconds),
-        gb_seconds=sum(milliseconds) / 1000 * DELIVER_GB,
-        # Eventually consistent: half a unit for 4 KB of whole index rows, before projection [DynamoDB].
-        read_units=receipt.pages * math.ceil(min(size, PAGE_SIZE) * INDEX_ROW_BYTES / 4096) / 2,
-        write_units=1,
-        largest_state=max(len(state) for state in states),
+        largest_state=max(
+            len(state)
+            for run in (arn, *(c["executionArn"] for c in children))
+            for state in _states(outputs, run)
+        ),
         events=EVENTS_APART + partitions * EVENTS_PER_PARTITION + runs * EVENTS_PER_RUN,
     )
 
@@ -216,10 +232,13 @@ def measure(outputs: Outputs, stub: callbacks.Callbacks, size: int) -> Measured:
 INDEX_ROW_BYTES = 190
 """A row of AllIndex: its keys, userId, role, connectedAt and ttl with their names, and 100 bytes of overhead
 that DynamoDB counts for each indexed item."""
+ROW_BYTES = 250
+"""A row of the table itself."""
 
 
 def sample(outputs: Outputs, stub: callbacks.Callbacks, size: int) -> Measured:
     """What AWS's own sample does: scan the table, then post to each with the SDK, one after the other."""
+    stub.counted()
     started = time.perf_counter()
     gateway = outputs.session().client("apigatewaymanagementapi", endpoint_url=stub.endpoint)
     pages = outputs.client("dynamodb").get_paginator("scan").paginate(TableName=outputs.connections_table)
@@ -231,74 +250,162 @@ def sample(outputs: Outputs, stub: callbacks.Callbacks, size: int) -> Measured:
         way="scan, one Lambda, SDK",
         audience=size,
         seconds=seconds,
-        executions=0,
-        transitions=0,
-        express_seconds=0,
-        express_runs=0,
         invocations=1,
         gb_seconds=seconds * DELIVER_GB,
-        read_units=size * 250 / 4096 / 2,
-        write_units=0,
-        largest_state=0,
-        events=0,
+        read_units=size * ROW_BYTES / 4096 / 2,
     )
+
+
+def task_each(outputs: Outputs, stub: callbacks.Callbacks, size: int) -> Measured:
+    """A Standard workflow as it is drawn first: scan a page, then a Map with one task per connection."""
+    machines = outputs.client("stepfunctions")
+    role = machines.describe_state_machine(stateMachineArn=outputs.broadcast_state_machine_arn)["roleArn"]
+    machine = machines.create_state_machine(
+        name=f"task-each-{size}", definition=json.dumps(_task_each_definition(outputs)), roleArn=role
+    )["stateMachineArn"]
+    stub.counted()
+    billed_from = int(time.time() * 1000)
+    arn = machines.start_execution(stateMachineArn=machine)["executionArn"]
+    while (execution := machines.describe_execution(executionArn=arn))["status"] == "RUNNING":
+        time.sleep(0.2)
+    assert execution["status"] == "SUCCEEDED", execution
+    assert stub.counted().taken == size
+    milliseconds = _billed_milliseconds(outputs, "deliver", billed_from)
+    largest_state = max(len(state) for state in _states(outputs, arn))
+    machines.delete_state_machine(stateMachineArn=machine)
+    pages = math.ceil(size / PAGE_SIZE)
+    return Measured(
+        way="Standard Map, a task each",
+        audience=size,
+        seconds=(execution["stopDate"] - execution["startDate"]).total_seconds(),
+        invocations=len(milliseconds),
+        gb_seconds=sum(milliseconds) / 1000 * DELIVER_GB,
+        read_units=size * ROW_BYTES / 4096 / 2,
+        executions=1,
+        transitions=size + 3 * pages + 1,  # ScanPage, PostToEach and MorePages? a page, and Done
+        largest_state=largest_state,
+        events=size * EVENTS_PER_TASK_EACH + pages * 11 + 4,
+    )
+
+
+def _task_each_definition(outputs: Outputs) -> dict[str, Any]:
+    page = json.dumps({"TableName": outputs.connections_table, "Limit": PAGE_SIZE})
+    after = "$states.input.cursor ? {'ExclusiveStartKey': $states.input.cursor} : {}"
+    row = "{'connectionId': connectionId.S, 'userId': userId.S, 'connectedAt': connectedAt.S}"
+    rows = f"[$states.result.Items.{row}]"
+    post = {
+        "messageId": "01970000-0000-7000-8000-000000000000",
+        "type": "alert",
+        "envelope": json.dumps({"text": "x" * 600}),
+        "connections": ["{% $states.input %}"],
+        "pace": {"rate": 1_000_000, "credit": 1},
+    }
+    invoke = {
+        "Type": "Task",
+        "Resource": "arn:aws:states:::lambda:invoke",
+        "Arguments": {"FunctionName": outputs.function_names["deliver"], "Payload": post},
+        "Output": {},
+        "End": True,
+    }
+    return {
+        "QueryLanguage": "JSONata",
+        "StartAt": "ScanPage",
+        "States": {
+            "ScanPage": {
+                "Type": "Task",
+                "Resource": "arn:aws:states:::aws-sdk:dynamodb:scan",
+                "Arguments": f"{{% $merge([{page}, {after}]) %}}",
+                "Output": f"{{% {{'cursor': $states.result.LastEvaluatedKey, 'rows': {rows}}} %}}",
+                "Next": "PostToEach",
+            },
+            "PostToEach": {
+                "Type": "Map",
+                "Items": "{% $states.input.rows %}",
+                "MaxConcurrency": 40,
+                "ItemProcessor": {"StartAt": "Post", "States": {"Post": invoke}},
+                "Output": {"cursor": "{% $states.input.cursor ? $states.input.cursor : null %}"},
+                "Next": "MorePages?",
+            },
+            "MorePages?": {
+                "Type": "Choice",
+                "Choices": [{"Condition": "{% $states.input.cursor != null %}", "Next": "ScanPage"}],
+                "Default": "Done",
+            },
+            "Done": {"Type": "Succeed"},
+        },
+    }
+
+
+WAYS: dict[str, tuple[Callable[[Outputs, callbacks.Callbacks, int], Measured], float]] = {
+    "muster": (muster, math.inf),
+    "scan, one Lambda, SDK": (sample, 10_000),
+    "Standard Map, a task each": (task_each, 1_000),
+}
+"""Each way, and the largest audience that it is measured with: its cost per delivery is the same beyond."""
 
 
 def report(console: Console, measured: Sequence[Measured], met: dict[str, bool]) -> None:
     """Print what was measured, and note the targets."""
-    table = Table(title="A broadcast to everybody, on the embedded stack")
-    for heading in (
-        "way",
-        "audience",
-        "s",
-        "posts/s",
-        "exec.",
-        "transitions",
-        "Lambda",
-        "GB-s",
-        "RCU",
-        "state KiB",
-    ):
-        table.add_column(heading, justify="left" if heading == "way" else "right")
-    for run in measured:
-        table.add_row(
-            run.way,
-            f"{run.audience:,}",
-            f"{run.seconds:.1f}",
-            f"{run.audience / run.seconds:,.0f}",
-            str(run.executions),
-            str(run.transitions),
-            str(run.invocations),
-            f"{run.gb_seconds:.1f}",
-            f"{run.read_units:.0f}",
-            f"{run.largest_state / 1024:.0f}",
-        )
-    console.print(table)
-    table = Table(title="Dollars per million deliveries, beside API Gateway's own 1.00")
-    for heading in ("way", "audience", "Lambda", "Step Functions", "DynamoDB", "together", "of API Gateway"):
-        table.add_column(heading, justify="left" if heading == "way" else "right")
+    columns: dict[str, Callable[[Measured], str]] = {
+        "audience": lambda run: f"{run.audience:,}",
+        "s": lambda run: f"{run.seconds:.1f}",
+        "posts/s": lambda run: f"{run.audience / run.seconds:,.0f}",
+        "executions": lambda run: f"{run.executions:,}",
+        "transitions": lambda run: f"{run.transitions:,}",
+        "events": lambda run: f"{run.events:,}",
+        "Lambda": lambda run: f"{run.invocations:,}",
+        "GB-s": lambda run: f"{run.gb_seconds:.1f}",
+        "RCU": lambda run: f"{run.read_units:.0f}",
+        "state KiB": lambda run: f"{run.largest_state / 1024:.0f}",
+    }
+    _print(console, "A broadcast to everybody, on the embedded stack", measured, columns)
     message = 1e6 * PRICES["api_gateway_message"]
-    for run in measured:
-        together = sum(run.dollars.values())
-        amounts = [f"{amount:.3f}" for amount in run.dollars.values()]
-        table.add_row(run.way, f"{run.audience:,}", *amounts, f"{together:.3f}", f"{together / message:.1%}")
-    console.print(table)
+    columns = {
+        "audience": lambda run: f"{run.audience:,}",
+        "Lambda": lambda run: f"{run.dollars['Lambda']:.3f}",
+        "Step Functions": lambda run: f"{run.dollars['Step Functions']:.3f}",
+        "DynamoDB": lambda run: f"{run.dollars['DynamoDB']:.3f}",
+        "together": lambda run: f"{run.together:.3f}",
+        "of API Gateway": lambda run: f"{run.together / message:.1%}",
+    }
+    title = f"Dollars per million deliveries, beside API Gateway's own {message:.2f}"
+    _print(console, title, measured, columns)
 
     ours = [run for run in measured if run.way == "muster"]
-    largest = ours[-1]
-    costs = [sum(run.dollars.values()) for run in ours]
+    smallest, largest = ours[0], ours[-1]
+    if len(ours) > 1:
+        bills = [run.together * run.audience / 1e6 for run in (smallest, largest)]
+        each = (bills[1] - bills[0]) / (largest.audience - smallest.audience)
+        fixed = bills[0] - each * smallest.audience
+        console.print(f"A broadcast costs ${fixed:.5f}, and ${each * 1e6:.4f} per million deliveries on top")
+        for run in ours[1:-1]:
+            expected = (fixed + each * run.audience) / run.audience * 1e6
+            met[f"at {run.audience:,} the cost is within a fifth of that line"] = (
+                abs(run.together / expected - 1) <= 0.2
+            )
     per_run = largest.audience / largest.express_runs
     events = EVENTS_APART + SHARDS * EVENTS_PER_PARTITION + 1_000_000 / per_run * EVENTS_PER_RUN
     console.print(
         f"At 1,000,000: a child run carries {per_run:,.0f} connections here, so "
         f"{1_000_000 / per_run:,.0f} runs and about {events:,.0f} events of {EVENT_LIMIT:,}\n"
     )
-    met["cost per delivery does not grow with the audience"] = costs[-1] <= costs[0]
-    met["everything but API Gateway's price stays under 5% of it, at the largest size"] = (
-        costs[-1] < 0.05 * message
+    met[f"at {largest.audience:,} everything but API Gateway's price is under 5% of it"] = (
+        largest.together < 0.05 * message
     )
     met["no state passes 256 KiB"] = max(run.largest_state for run in ours) < STATE_LIMIT
     met["no execution nears 25,000 events at 1,000,000"] = events < EVENT_LIMIT / 2
+
+
+def _print(
+    console: Console, title: str, rows: Sequence[Measured], columns: dict[str, Callable[[Measured], str]]
+) -> None:
+    table = Table("way", title=title)
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row.way, *(text(row) for text in columns.values()))
+    # As wide as it needs to be, also where the output is no terminal.
+    Console(file=console.file, width=max(console.width, 132)).print(table)
 
 
 def under_quota(console: Console, outputs: Outputs, stub: callbacks.Callbacks, met: dict[str, bool]) -> None:

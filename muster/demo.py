@@ -302,7 +302,8 @@ class _Seat:
             self.client = None
 
     async def send(self, message: Mapping[str, Any]) -> Message:
-        assert self.client, f"{self.name} is not connected"  # noqa: S101 - the script sends from open seats
+        if self.client is None:
+            raise RuntimeError(f"{self.name} is not connected")
         return await self.client.send(message)
 
     async def _collect(self, client: Client, arrival: asyncio.Event) -> None:

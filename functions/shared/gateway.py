@@ -38,7 +38,7 @@ HANDSHAKE_SECONDS = 10
 not opened the socket yet: its row is kept, and the post is tried again."""
 
 ATTEMPTS = 5
-FIRST_BACKOFF_SECONDS = 0.1
+FIRST_BACKOFF_SECONDS = 0.2
 LONGEST_BACKOFF_SECONDS = 2.0
 
 CROWD = 4
@@ -279,7 +279,8 @@ class _Batch:
                 post.throttled_since = now
                 self._crowd += 1
         if self._is_worth_repeating(post, status, now):
-            longest = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(post.attempts, 10))
+            doubled = FIRST_BACKOFF_SECONDS * 2 ** min(post.attempts - 1, 10)
+            longest = min(LONGEST_BACKOFF_SECONDS, doubled)
             wake = now + random.uniform(0, longest)  # noqa: S311 - jitter needs no secrecy
             heapq.heappush(self._resting, (wake, id(post), post))
         else:

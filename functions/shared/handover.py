@@ -96,11 +96,11 @@ class Handover:
 
     def _claim(self, user: Missed, message_id: str, claim: str) -> bool:
         key = {"audience": {"S": f"handover#{message_id}"}, "messageId": {"S": user.user_id}}
-        ttl = {":ttl": {"N": str(int(time.time()) + self._retention_seconds)}}
+        ttl: dict[str, Any] = {":ttl": {"N": str(int(time.time()) + self._retention_seconds)}}
         change, values = "SET #ttl = :ttl", dict(ttl)
         if user.connection_ids:
             change += " ADD failedConnections :ids"
-            values[":ids"] = {"SS": user.connection_ids}  # type: ignore[dict-item]
+            values[":ids"] = {"SS": user.connection_ids}
         row = self._dynamodb.update_item(
             TableName=self._messages_table,
             Key=key,

@@ -192,6 +192,17 @@ async def test_messages_come_in_the_order_of_arrival_and_each_id_once() -> None:
 
 
 @asynchronous
+async def test_a_post_that_a_resume_overtook_is_dropped_and_is_no_duplicate() -> None:
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN, heartbeat=0.05) as client:
+        overtaken = envelope(1)
+        gateway.retained.append(overtaken)  # recorded; its post is under way
+        assert await take(client, 1) == [1]
+        await gateway.post(overtaken)
+        assert await everything(client) == []
+        assert client.duplicates == 0
+
+
+@asynchronous
 async def test_the_memory_for_duplicates_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "REMEMBERED_IDS", 2)
     async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
