@@ -2,6 +2,7 @@
 
     MusterError
     ├── SettingsError            the function's environment is wrong
+    ├── KeysUnavailable          no token can be verified now; a client tries again
     ├── TokenRefused             the handshake's or renewal's token does not hold
     ├── UserRefused              the token holds, but its user may not connect
     ├── UnknownConnection        the server holds no live row for this connection
@@ -49,6 +50,10 @@ class MusterError(Exception):
 
 class SettingsError(MusterError):
     """The environment of the function misses values or holds unusable ones; the detail names them all."""
+
+
+class KeysUnavailable(MusterError):
+    """The keys that verify tokens cannot be read; the detail says why. Refusals would turn clients away."""
 
 
 class TokenRefused(MusterError):

@@ -9,7 +9,7 @@ from typing import Any
 import jwt
 from jwt import exceptions
 
-from functions.shared.errors import TokenRefused
+from functions.shared.errors import KeysUnavailable, TokenRefused
 from functions.shared.settings import Jwt
 
 SUBPROTOCOL = "muster"
@@ -28,9 +28,7 @@ REASONS: dict[type[Exception], str] = {
     exceptions.ImmatureSignatureError: "claims",
     exceptions.InvalidIssuedAtError: "claims",
     exceptions.InvalidSubjectError: "claims",
-    exceptions.PyJWKClientConnectionError: "keys unreachable",
     exceptions.PyJWKClientError: "key",
-    exceptions.PyJWKSetError: "key",
 }
 
 
@@ -89,7 +87,8 @@ class Verifier:
         """The claims of `token`.
 
         They hold only when the signature, `exp`, `iss`, `aud` and `sub` do, under a configured algorithm.
-        Raises `TokenRefused`, whose reason never contains any part of the token.
+        Raises `TokenRefused`, whose reason never contains any part of the token; `KeysUnavailable` when the
+        token cannot be judged.
         """
         settings = self._settings
         try:
@@ -112,11 +111,16 @@ class Verifier:
 
     def _key(self, token: str) -> Any:
         if self._jwks:
+            # PyJWT leaves some as they are: a connection that breaks, an answer that is not JSON.
+            broken = (OSError, ValueError, exceptions.PyJWKClientConnectionError)
+            try:
+                self._jwks.get_signing_keys()
+            except (*broken, exceptions.PyJWKClientError, exceptions.PyJWKSetError) as error:
+                raise KeysUnavailable(f"{self._settings.jwt_jwks_url}: {error}") from None
             try:
                 return self._jwks.get_signing_key_from_jwt(token)
-            except (OSError, ValueError):
-                # PyJWT leaves these as they are: a connection that breaks, an answer that is not JSON.
-                raise TokenRefused("keys unreachable") from None
+            except broken as error:
+                raise KeysUnavailable(f"{self._settings.jwt_jwks_url}: {error}") from None
         now = self._clock()
         if self._secret is None or self._secret[1] <= now:
             answer = self._secrets.get_secret_value(SecretId=self._settings.jwt_secret_arn)

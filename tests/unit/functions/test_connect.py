@@ -1,6 +1,8 @@
 import json
 import time
+from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 from zlib import crc32
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from functions import connect
 from functions.shared import settings
 from functions.shared.connections import Connections, Users
+from functions.shared.errors import KeysUnavailable
 from functions.shared.tokens import Verifier
 
 from .aws import DynamoDB, SecretsManager
@@ -97,6 +100,18 @@ def test_an_hmac_token_is_refused_where_key_pairs_are_configured(
     monkeypatch.setattr(connect, "dependencies", lambda: key_pairs)
     assert connect.handler(handshake(token()), context) == {"statusCode": 401}
     assert logs()[0]["reason"] == "TokenRefused: algorithm"
+    assert dynamodb.rows("connections") == []
+
+
+@pytest.mark.filterwarnings("ignore:No application metrics")
+def test_keys_that_cannot_be_read_fail_the_handshake_and_refuse_nobody(
+    dynamodb: DynamoDB, context: Context, logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unreachable = Mock(verify=Mock(side_effect=KeysUnavailable("https://id.example.org: down")))
+    without_keys = replace(using(dynamodb), verifier=unreachable)
+    monkeypatch.setattr(connect, "dependencies", lambda: without_keys)
+    assert connect.handler(handshake(token()), context) == {"statusCode": 500}
+    assert "https://id.example.org: down" in json.dumps(logs()[0])
     assert dynamodb.rows("connections") == []
 
 

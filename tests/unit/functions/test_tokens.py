@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from functions.shared import tokens
-from functions.shared.errors import TokenRefused, reply
+from functions.shared.errors import KeysUnavailable, TokenRefused, reply
 from functions.shared.settings import Jwt
 from functions.shared.tokens import Claims, Offer, Verifier, find
 
@@ -267,21 +267,32 @@ def test_the_jwks_is_read_again_after_its_lifetime(jwks: Jwks, monkeypatch: pyte
     assert jwks.reads == 2
 
 
-def test_unreachable_keys_refuse_and_say_so() -> None:
+def test_unreachable_keys_refuse_nobody_and_say_so() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # and never listens
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/jwks.json"
         verifier = Verifier(settings("RS256", jwks_url=url), secrets=None)
-        assert refusal(verifier, token(key=RSA, algorithm="RS256", kid="rsa")) == "keys unreachable"
+        with pytest.raises(KeysUnavailable, match=url):
+            verifier.verify(token(key=RSA, algorithm="RS256", kid="rsa"))
 
 
-@pytest.mark.parametrize(
-    ("body", "reason"), [(b"<html>down</html>", "keys unreachable"), (b"[]", "key"), (b'{"keys": []}', "key")]
-)
-def test_an_answer_that_is_no_jwks_refuses(jwks: Jwks, body: bytes, reason: str) -> None:
+@pytest.mark.parametrize("body", [b"<html>down</html>", b"[]", b'{"keys": []}'])
+def test_an_answer_that_is_no_jwks_refuses_nobody(jwks: Jwks, body: bytes) -> None:
     jwks.body = body
     verifier = Verifier(settings("RS256", jwks_url=jwks.url), secrets=None)
-    assert refusal(verifier, token(key=RSA, algorithm="RS256", kid="rsa")) == reason
+    with pytest.raises(KeysUnavailable, match=jwks.url):
+        verifier.verify(token(key=RSA, algorithm="RS256", kid="rsa"))
+
+
+def test_keys_that_become_unreachable_refuse_no_new_key(jwks: Jwks, monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier = Verifier(settings("RS256", jwks_url=jwks.url), secrets=None)
+    verifier.verify(token(key=RSA, algorithm="RS256", kid="rsa"))
+    jwks.body = b"<html>down</html>"
+    soon = time.monotonic() + tokens.KEY_LIFETIME_SECONDS - 1
+    monkeypatch.setattr(time, "monotonic", lambda: soon)
+    verifier.verify(token(key=RSA, algorithm="RS256", kid="rsa"))
+    with pytest.raises(KeysUnavailable):
+        verifier.verify(token(key=RSA, algorithm="RS256", kid="rotated in meanwhile"))
 
 
 def test_the_secret_is_read_once_and_again_after_its_lifetime() -> None:
