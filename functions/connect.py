@@ -1,6 +1,7 @@
 """`$connect`: admit a client whose token and user both hold, and store its connection."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -49,7 +50,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         return errors.misrouted()
     try:
         headers = admit(event, connection_id, dependencies())
-    except (errors.TokenRefused, errors.UserRefused) as refusal:
+    except (errors.OriginRefused, errors.TokenRefused, errors.UserRefused) as refusal:
         logger.warning("connection refused", extra={"reason": f"{type(refusal).__name__}: {refusal}"})
         metrics.add_metric("ConnectionsRefused", "Count", 1)
         return {"statusCode": refusal.status}
@@ -65,6 +66,7 @@ def admit(event: dict[str, Any], connection_id: str, using: Dependencies) -> dic
 
     The row lives until the token expires or the connection's time to live ends, whichever comes first.
     """
+    check_origin(event.get("headers") or {}, using.settings.allowed_origins)
     offer = tokens.find(event)
     claims = using.verifier.verify(offer.token)
     logger.append_keys(userId=claims.user_id)
@@ -73,3 +75,14 @@ def admit(event: dict[str, Any], connection_id: str, using: Dependencies) -> dic
     expires_at = min(claims.expires_at, int(now) + using.settings.connection_ttl_seconds)
     using.connections.put(connection_id, user, now, expires_at, using.settings.audience_shards)
     return {"Sec-WebSocket-Protocol": offer.subprotocol} if offer.subprotocol else {}
+
+
+def check_origin(headers: Mapping[str, str], allowed: Sequence[str]) -> None:
+    """Raise `OriginRefused` for a web page of a site that is not `allowed`; nothing allowed is everything.
+
+    Browsers name a page's site in `Origin` and let no page change it. A client without that header is no
+    browser, and could claim any: the token alone decides about it.
+    """
+    origin = next((value for name, value in headers.items() if name.lower() == "origin"), None)
+    if allowed and origin is not None and origin not in allowed:
+        raise errors.OriginRefused(origin)

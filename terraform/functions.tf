@@ -12,6 +12,7 @@ locals {
         local.tables_environment.users,
         local.jwt_environment,
         {
+          ALLOWED_ORIGINS        = join(",", var.allowed_origins)
           AUDIENCE_SHARDS        = var.audience_shards
           CONNECTION_TTL_SECONDS = var.connection_ttl_seconds
         },

@@ -339,6 +339,29 @@ variable "stage_name" {
   }
 }
 
+variable "allowed_origins" {
+  description = "Sites whose web pages may connect, such as https://app.example.org; empty allows every site. Clients that are no browsers send no Origin and pass: the token decides about them."
+  type        = list(string)
+  default     = []
+  nullable    = false
+
+  # As browsers write an Origin, since the two are compared letter by letter: lower case, no default port, no path.
+  validation {
+    condition = alltrue([
+      for origin in var.allowed_origins :
+      can(regex("^(https://[a-z0-9.-]*[a-z0-9]|http://(localhost|127\\.0\\.0\\.1))(:\\d{1,5})?$", origin)) &&
+      !can(regex("^(https://.*:443|http://.*:80)$", origin))
+    ])
+    error_message = "allowed_origins must be written as browsers do, https://host or https://host:port in lower case, without a path, a trailing slash, a * or the default port (http:// for localhost and 127.0.0.1 only)."
+  }
+
+  # A function's whole environment may take 4 KB.
+  validation {
+    condition     = length(join(",", var.allowed_origins)) <= 2000
+    error_message = "allowed_origins must be at most 2,000 characters in all."
+  }
+}
+
 variable "throttling_rate_limit" {
   description = "Requests per second that each route takes; the account's default quota is 10,000, shared with every other API."
   type        = number

@@ -26,7 +26,15 @@ from tests.waiting import until
 SHARDS = 2
 """Over how many index partitions the stack under test spreads a role, and everybody."""
 
-VARIABLES = {"audience_shards": SHARDS, "page_size": 7, "batch_size": 3}
+ORIGIN = "https://app.example.org"
+"""The site whose web pages may connect to the stack under test."""
+
+VARIABLES: dict[str, Any] = {
+    "audience_shards": SHARDS,
+    "page_size": 7,
+    "batch_size": 3,
+    "allowed_origins": [ORIGIN],
+}
 """Terraform variables that let a few connections fill more than a page and more than a batch."""
 
 SETTLED = timedelta(minutes=10)

@@ -5,6 +5,7 @@
     ├── KeysUnavailable          no token can be verified now; a client tries again
     ├── TokenRefused             the handshake's or renewal's token does not hold
     ├── UserRefused              the token holds, but its user may not connect
+    ├── OriginRefused            the handshake comes from a web page of another site
     ├── UnknownConnection        the server holds no live row for this connection
     ├── InvalidMessage           a client's frame or a broadcast request is malformed
     │   ├── InvalidJson
@@ -78,6 +79,14 @@ class UserRefused(MusterError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class OriginRefused(MusterError):
+    """The handshake's Origin is none of the allowed ones; the detail is the Origin, for the log."""
+
+    code = "forbidden"
+    status = 403
+    sentence = "This site may not connect; ask an administrator."
 
 
 class UnknownConnection(MusterError):

@@ -27,14 +27,14 @@ class Permission:
 T = TypeVar("T")
 
 Roles = Mapping[str, Permission]
-Algorithms = tuple[str, ...]
+Names = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Jwt:
     """How tokens are verified. Exactly one key source is set: a secret (HMAC) or a JWKS URL (key pairs)."""
 
-    jwt_algorithms: Algorithms
+    jwt_algorithms: Names
     jwt_issuer: str
     jwt_audience: str
     jwt_secret_arn: str | None = None
@@ -54,12 +54,13 @@ class Jwt:
 
 @dataclass(frozen=True, kw_only=True)
 class Connect(Jwt):
-    """Settings of `connect`."""
+    """Settings of `connect`; with no `allowed_origins`, every web page may connect."""
 
     connections_table: str
     users_table: str
     connection_ttl_seconds: int
     audience_shards: int
+    allowed_origins: Names = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +153,8 @@ def _roles(text: str) -> Roles:
     }
 
 
-def _algorithms(text: str) -> Algorithms:
+def _names(text: str) -> Names:
     return tuple(part.strip() for part in text.split(","))
 
 
-PARSERS: dict[Any, Callable[[str], Any]] = {int: _positive, Roles: _roles, Algorithms: _algorithms}
+PARSERS: dict[Any, Callable[[str], Any]] = {int: _positive, Roles: _roles, Names: _names}

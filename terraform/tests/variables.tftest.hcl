@@ -300,6 +300,66 @@ run "jwt_disguised_loopback" {
   expect_failures = [var.jwt]
 }
 
+run "origin_with_a_path" {
+  command = plan
+
+  variables {
+    allowed_origins = ["https://app.example.org/"]
+  }
+
+  expect_failures = [var.allowed_origins]
+}
+
+run "origin_in_capitals" {
+  command = plan
+
+  variables {
+    allowed_origins = ["https://App.example.org"]
+  }
+
+  expect_failures = [var.allowed_origins]
+}
+
+run "origin_with_the_default_port" {
+  command = plan
+
+  variables {
+    allowed_origins = ["https://app.example.org:443"]
+  }
+
+  expect_failures = [var.allowed_origins]
+}
+
+run "origin_without_encryption" {
+  command = plan
+
+  variables {
+    allowed_origins = ["http://app.example.org"]
+  }
+
+  expect_failures = [var.allowed_origins]
+}
+
+run "origin_with_a_wildcard" {
+  command = plan
+
+  variables {
+    allowed_origins = ["https://*.example.org"]
+  }
+
+  expect_failures = [var.allowed_origins]
+}
+
+run "more_origins_than_an_environment_holds" {
+  command = plan
+
+  variables {
+    allowed_origins = [for number in range(100) : "https://app-${number}.example.org"]
+  }
+
+  expect_failures = [var.allowed_origins]
+}
+
 run "no_pace" {
   command = plan
 
@@ -335,6 +395,7 @@ run "extremes_are_accepted" {
     batch_concurrency      = 1
     post_concurrency       = 1
     throttling_rate_limit  = 1
+    allowed_origins        = ["https://app.example.org", "https://app.example.org:8443", "http://localhost:5173"]
     roles                  = { nobody = { actions = [] } }
     jwt                    = { algorithms = ["RS256"], jwks_url = "http://127.0.0.1:8000/jwks.json" }
   }

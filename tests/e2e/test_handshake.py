@@ -7,10 +7,10 @@ from typing import Any
 import jwt
 import pytest
 from websockets.exceptions import InvalidStatus
-from websockets.typing import Subprotocol
+from websockets.typing import Origin, Subprotocol
 
 from tests.conftest import Figure
-from tests.deployment import Deployment, unique
+from tests.deployment import ORIGIN, Deployment, unique
 from tests.e2e.conftest import Open
 from tests.e2e.sockets import Socket, websocket
 from tests.waiting import until
@@ -42,6 +42,22 @@ def test_inactive_user_is_refused(deployment: Deployment) -> None:
     user_id = deployment.user(active=False).user_id
 
     _assert_refused(deployment, user_id, {"token": deployment.token(user_id)})
+
+
+def test_page_of_another_site_is_refused(deployment: Deployment) -> None:
+    user_id = deployment.user().user_id
+    options = {"token": deployment.token(user_id), "origin": "https://elsewhere.example.org"}
+
+    _assert_refused(deployment, user_id, options)
+
+
+def test_page_of_an_allowed_site_is_admitted(deployment: Deployment) -> None:
+    user = deployment.user()
+
+    with websocket(deployment, deployment.token(user.user_id), origin=Origin(ORIGIN)) as connection:
+        (connection_id,) = deployment.connections_of(user.user_id)
+        assert Socket(user, connection, connection_id).ask({"action": "ping"})["type"] == "pong"
+    until(lambda: not deployment.connection(connection_id), "the end of the connection")
 
 
 def _assert_refused(deployment: Deployment, user_id: str, options: dict[str, Any]) -> None:

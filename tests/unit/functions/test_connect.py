@@ -92,6 +92,63 @@ def test_a_refused_client_leaves_no_row_and_a_log_line_with_the_reason_and_no_to
     assert not leaks(presented or "", json.dumps([line, metrics]))
 
 
+@pytest.mark.parametrize(
+    ("header", "origin"),
+    [
+        ("Origin", "https://evil.example.org"),
+        ("origin", "https://evil.example.org"),
+        ("Origin", "http://app.example.org"),
+        ("Origin", "https://app.example.org:8443"),
+        ("Origin", "https://app.example.org.evil.example"),
+        ("Origin", "null"),  # what a browser sends for a sandboxed frame
+        ("Origin", ""),
+    ],
+)
+def test_a_page_of_another_site_is_refused_before_its_token_is_looked_at(
+    header: str,
+    origin: str,
+    dynamodb: DynamoDB,
+    context: Context,
+    logs: Logs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dependencies = using(dynamodb, allowed_origins=("https://app.example.org", "https://b.example.org:8443"))
+    monkeypatch.setattr(connect, "dependencies", lambda: dependencies)
+    assert connect.handler(handshake(token(), headers={header: origin}), context) == {"statusCode": 403}
+    line, metrics = logs()
+    assert line["reason"].startswith("OriginRefused")
+    assert origin in line["reason"]
+    assert metrics["ConnectionsRefused"] == [1]
+    assert dynamodb.calls == []
+
+
+@pytest.mark.parametrize(
+    ("allowed", "headers"),
+    [
+        (("https://app.example.org",), {"ORIGIN": "https://app.example.org"}),
+        (
+            ("https://a.example.org", "https://app.example.org:8443"),
+            {"origin": "https://app.example.org:8443"},
+        ),
+        (("https://app.example.org",), {}),
+        (("https://app.example.org",), None),
+        ((), {"Origin": "https://anywhere.example.org"}),
+    ],
+    ids=["allowed", "allowed with a port", "no browser", "no headers", "every site allowed"],
+)
+def test_an_allowed_page_and_a_client_that_is_no_browser_are_let_in(
+    allowed: tuple[str, ...],
+    headers: dict[str, str] | None,
+    dynamodb: DynamoDB,
+    context: Context,
+    logs: Logs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dependencies = using(dynamodb, allowed_origins=allowed)
+    monkeypatch.setattr(connect, "dependencies", lambda: dependencies)
+    assert connect.handler(handshake(token(), headers=headers), context)["statusCode"] == 200
+
+
 def test_an_hmac_token_is_refused_where_key_pairs_are_configured(
     dynamodb: DynamoDB, context: Context, logs: Logs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,11 @@ def roles(value: object) -> dict[str, str]:
 
 
 def test_fields_are_read_from_the_variables_of_their_names_in_their_types() -> None:
-    loaded = settings.load(settings.Connect, CONNECT | {"JWT_ALGORITHMS": "HS256, HS512"})
+    changed = {
+        "JWT_ALGORITHMS": "HS256, HS512",
+        "ALLOWED_ORIGINS": "https://a.example.org,https://b.example.org",
+    }
+    loaded = settings.load(settings.Connect, CONNECT | changed)
     assert loaded == settings.Connect(
         jwt_algorithms=("HS256", "HS512"),
         jwt_issuer="muster",
@@ -36,7 +40,9 @@ def test_fields_are_read_from_the_variables_of_their_names_in_their_types() -> N
         users_table="users",
         connection_ttl_seconds=86400,
         audience_shards=4,
+        allowed_origins=("https://a.example.org", "https://b.example.org"),
     )
+    assert settings.load(settings.Connect, CONNECT | {"ALLOWED_ORIGINS": ""}).allowed_origins == ()
 
 
 def test_every_missing_and_bad_variable_is_in_one_error() -> None:
