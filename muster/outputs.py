@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -42,6 +42,7 @@ class Outputs:
     shelters_table: str
     jwt_issuer: str
     jwt_audience: str
+    jwt_algorithms: Sequence[str] = field(default_factory=lambda: ["HS256"])  # 0.1.0 has no such output
     jwt_secret_arn: str | None = None
     publisher_policy_json: str = ""
     log_groups: Mapping[str, str] = field(default_factory=dict)

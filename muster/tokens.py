@@ -1,6 +1,6 @@
-"""Tokens for users of a deployment that verifies them with a shared secret (HS256), as the local stack does.
+"""Tokens for users of a deployment that verifies them with a shared secret (HS...), as the local stack does.
 
-Where an identity provider signs tokens (RS256 or ES256 by JWKS), only that provider can issue them.
+Where an identity provider signs tokens (RS... or ES... by JWKS), only that provider can issue them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class TokenIssuer:
     secret: str = field(repr=False)
     issuer: str
     audience: str
+    algorithm: str = "HS256"
 
     @classmethod
     def from_outputs(cls, outputs: Outputs) -> Self:
@@ -49,10 +50,12 @@ class TokenIssuer:
                 f"The secret that signs tokens cannot be read: {error}.",
                 fix=f"Check that your credentials may read the secret {outputs.jwt_secret_arn}.",
             ) from error
-        return cls(answer["SecretString"], outputs.jwt_issuer, outputs.jwt_audience)
+        return cls(
+            answer["SecretString"], outputs.jwt_issuer, outputs.jwt_audience, outputs.jwt_algorithms[0]
+        )
 
     def issue(self, user_id: str, ttl: timedelta = DEFAULT_LIFETIME) -> str:
-        """Return an HS256 token for a user, valid from now for `ttl`.
+        """Return a token for a user, valid from now for `ttl`.
 
         The user is not looked up: whether they exist and are active is decided when they connect.
         """
@@ -64,7 +67,7 @@ class TokenIssuer:
             "iat": now,
             "exp": now + int(ttl.total_seconds()),
         }
-        return jwt.encode(claims, self.secret, algorithm="HS256")
+        return jwt.encode(claims, self.secret, algorithm=self.algorithm)
 
 
 def issue_token(outputs: Outputs, user_id: str, ttl: timedelta = DEFAULT_LIFETIME) -> str:

@@ -11,6 +11,11 @@ output "jwt_secret_arn" {
   value       = local.jwt_secret_arn
 }
 
+output "jwt_algorithms" {
+  description = "How a token may be signed."
+  value       = var.jwt.algorithms
+}
+
 output "jwt_issuer" {
   description = "The `iss` that a token must have."
   value       = var.jwt.issuer

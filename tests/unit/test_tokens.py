@@ -67,6 +67,13 @@ def test_a_token_holds_for_the_user_the_deployment_and_the_time_asked_for(secret
     assert abs(claims["iat"] - time.time()) < 5
 
 
+@pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
+def test_a_token_is_signed_as_the_deployment_verifies_it(secrets: Stubber, algorithm: str) -> None:
+    secrets.add_response("get_secret_value", {"SecretString": SECRET})
+    token = issue_token(replace(OUTPUTS, jwt_algorithms=[algorithm]), "admin-ada")
+    assert jwt.decode(token, SECRET, algorithms=[algorithm], audience="audience")["sub"] == "admin-ada"
+
+
 def test_an_issuer_reads_the_secret_once(secrets: Stubber) -> None:
     secrets.add_response("get_secret_value", {"SecretString": SECRET})
     issuer = TokenIssuer.from_outputs(OUTPUTS)
