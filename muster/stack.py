@@ -45,7 +45,9 @@ _CONTENTS = (
 _SMALL_SCALE: Mapping[str, Any] = {"audience_shards": 2, "partition_concurrency": 2, "batch_concurrency": 2}
 # The module and what it reads beside it, without what the user keeps there for AWS.
 _MODULE_FOLDERS = ("terraform", "statemachines")
-_USERS_OWN = shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfvars*", "*_override.tf*", "tests")
+_USERS_OWN = shutil.ignore_patterns(
+    ".terraform*", "*.tfstate*", "*.tfvars*", "*_override.tf*", "tests", "examples"
+)
 _NOT_INHERITED = ("AWS_", "TF_VAR_", "TF_CLI_ARGS", "TF_DATA_DIR", "TF_WORKSPACE")
 
 

@@ -293,8 +293,14 @@ def output(module: Path) -> dict[str, Any]:
 
 
 def become(arguments: list[str]) -> NoReturn:
-    """Replace this process by Terraform in the checkout's terraform/; it so gets the terminal's signals."""
-    terraform = Terraform(repository.root() / "terraform", environment=os.environ)
+    """Replace this process by Terraform, which so gets the terminal's signals.
+
+    It runs in the checkout's terraform/, or in the directory that a leading `-chdir=DIR` names.
+    """
+    module = repository.root() / "terraform"
+    if arguments and arguments[0].startswith("-chdir="):
+        module = Path(arguments.pop(0).removeprefix("-chdir=")).absolute()
+    terraform = Terraform(module, environment=os.environ)
     terraform.find_provider(repository.cache_dir())
     terraform.become(arguments)
 

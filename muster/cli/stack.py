@@ -96,5 +96,8 @@ def build(
     options_metavar="ARGS...",
 )
 def terraform(context: typer.Context) -> NoReturn:
-    """Run Terraform in terraform/, with the AWS provider from the registry or from a mirror on this disk."""
+    """Run Terraform in terraform/, or where -chdir=DIR says.
+
+    The AWS provider comes from the registry or from a mirror on this disk.
+    """
     become(context.args)

@@ -1,0 +1,62 @@
+# People sign in to a Cognito user pool; its public keys verify their ID tokens, and no secret is shared.
+
+terraform {
+  required_version = ">= 1.11"
+
+  required_providers {
+    aws = {
+      source  = "hashicorp/aws"
+      version = ">= 5.100, < 7"
+    }
+  }
+}
+
+provider "aws" {
+  region = local.region
+}
+
+locals {
+  region = "eu-west-1"
+  issuer = "https://cognito-idp.${local.region}.amazonaws.com/${aws_cognito_user_pool.people.id}"
+}
+
+resource "aws_cognito_user_pool" "people" {
+  name                = "shelter-people"
+  deletion_protection = "ACTIVE"
+
+  admin_create_user_config {
+    allow_admin_create_user_only = true
+  }
+}
+
+# A phone or a browser keeps no secret, so the client has none.
+resource "aws_cognito_user_pool_client" "app" {
+  name                = "shelter-app"
+  user_pool_id        = aws_cognito_user_pool.people.id
+  explicit_auth_flows = ["ALLOW_USER_SRP_AUTH", "ALLOW_REFRESH_TOKEN_AUTH"]
+}
+
+module "muster" {
+  source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.1.0" from a configuration of your own
+
+  bundle_dir = "${path.root}/../../../build"
+
+  # Clients present the ID token: its `aud` is the app client's id, while an access token has none. Its `sub` is the
+  # userId of the users table.
+  jwt = {
+    algorithms = ["RS256"]
+    issuer     = local.issuer
+    audience   = aws_cognito_user_pool_client.app.id
+    jwks_url   = "${local.issuer}/.well-known/jwks.json"
+  }
+}
+
+output "websocket_url" {
+  description = "Address that clients open, with their ID token."
+  value       = module.muster.websocket_url
+}
+
+output "user_pool_client_id" {
+  description = "App client with which people sign in."
+  value       = aws_cognito_user_pool_client.app.id
+}

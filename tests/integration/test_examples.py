@@ -1,0 +1,32 @@
+"""The examples of the module plan against AWS's APIs, as their reader's first command does."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from muster import Stack, emulator, repository
+from muster.bundle import host_architecture
+from muster.terraform import Terraform
+from tests.examples import EXAMPLES, copy_of
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_plans_only_additions(example: str, stack: Stack, tmp_path: Path) -> None:
+    folder = copy_of(example, tmp_path)
+    shutil.copytree(stack.state_dir / "bundle", tmp_path / "build")
+    # The one thing changed: the bundle at hand is for this machine.
+    override = {"module": {"muster": {"lambda_architecture": host_architecture()}}}
+    (folder / "test_override.tf.json").write_text(json.dumps(override))
+    endpoint_url = stack.status().require_endpoint()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "TF_"))}
+    terraform = Terraform(folder, environment={**kept, **emulator.local_environment(endpoint_url)})
+    terraform.find_provider(repository.cache_dir())
+    terraform.init()
+
+    changes = terraform.plan()
+
+    assert {change.action for change in changes} == {"create"}
+    assert "module.muster.aws_apigatewayv2_stage.this" in {change.address for change in changes}
