@@ -72,6 +72,7 @@ resource "aws_lambda_permission" "route" {
   statement_id  = "WebSocketRoute-${replace(each.key, "/[^A-Za-z0-9_-]/", "")}"
   action        = "lambda:InvokeFunction"
   function_name = module.function[each.value.function].name
+  qualifier     = module.function[each.value.function].alias
   principal     = "apigateway.amazonaws.com"
   source_arn    = "${local.stage_execution_arn}/${each.key}"
 }

@@ -2,11 +2,31 @@ locals {
   tables_environment = { for name, table in aws_dynamodb_table.this : name => { "${upper(name)}_TABLE" = table.name } }
   table_arns         = { for name, table in aws_dynamodb_table.this : name => table.arn }
 
+  # Seconds that an invocation may take: by default, which is also the least, and at most. Below 10 s, calls to AWS that
+  # are repeated would be cut off (functions/shared/clients.py). API Gateway waits 29 s for an answer; a state of
+  # ../statemachines waits 3 s longer than its function may take, and the pace of posting counts on all of deliver's 30 s.
+  timeouts = {
+    connect    = { default = 10, longest = 29 }
+    disconnect = { default = 10, longest = 29 }
+    default    = { default = 10, longest = 29 }
+    accept     = { default = 10, longest = 12 }
+    deliver    = { default = 30, longest = 30 }
+    offline    = { default = 30, longest = 30 }
+  }
+
+  # What var.functions gives a function, over what holds for all.
+  sizes = {
+    for name, timeout in local.timeouts : name => {
+      memory_mb            = coalesce(try(var.functions[name].memory_mb, null), var.lambda_memory_mb)
+      timeout_seconds      = coalesce(try(var.functions[name].timeout_seconds, null), timeout.default)
+      reserved_concurrency = try(var.functions[name].reserved_concurrency, null)
+    }
+  }
+
   # Each function is functions/<name>.py. `statements` is all that it may do beside logging and tracing.
   functions = {
     connect = {
-      description     = "Verifies the token and stores the connection."
-      timeout_seconds = 10
+      description = "Verifies the token and stores the connection."
       environment = merge(
         local.tables_environment.connections,
         local.tables_environment.users,
@@ -23,16 +43,14 @@ locals {
       ])
     }
     disconnect = {
-      description     = "Deletes the connection."
-      timeout_seconds = 10
-      environment     = local.tables_environment.connections
+      description = "Deletes the connection."
+      environment = local.tables_environment.connections
       statements = [
         { actions = ["dynamodb:DeleteItem"], resources = [local.table_arns.connections] },
       ]
     }
     default = {
-      description     = "Answers a client's message."
-      timeout_seconds = 10
+      description = "Answers a client's message."
       environment = merge(
         local.tables_environment.connections,
         local.tables_environment.messages,
@@ -59,8 +77,7 @@ locals {
       ])
     }
     accept = {
-      description     = "Validates a broadcast and plans its fan-out."
-      timeout_seconds = 10
+      description = "Validates a broadcast and plans its fan-out."
       environment = {
         AUDIENCE_SHARDS           = var.audience_shards
         MESSAGE_RETENTION_SECONDS = local.message_retention_seconds
@@ -69,8 +86,7 @@ locals {
       statements = []
     }
     deliver = {
-      description     = "Posts a message to a batch of connections."
-      timeout_seconds = 30
+      description = "Posts a message to a batch of connections."
       environment = merge(local.tables_environment.connections, {
         CONNECTIONS_ENDPOINT = local.connections_endpoint
         POST_CONCURRENCY     = var.post_concurrency
@@ -84,8 +100,7 @@ locals {
       ]
     }
     offline = {
-      description     = "Hands the users that were not reached over to SNS."
-      timeout_seconds = 30
+      description = "Hands the users that were not reached over to SNS."
       environment = merge(
         local.tables_environment.connections,
         local.tables_environment.messages,
@@ -116,11 +131,14 @@ module "function" {
   layers             = [aws_lambda_layer_version.dependencies.arn]
   runtime            = var.lambda_runtime
   architecture       = var.lambda_architecture
-  memory_mb          = var.lambda_memory_mb
-  timeout_seconds    = each.value.timeout_seconds
+  snap_start         = var.snap_start
   statements         = each.value.statements
   log_retention_days = var.log_retention_days
   tags               = var.tags
+
+  memory_mb            = local.sizes[each.key].memory_mb
+  timeout_seconds      = local.sizes[each.key].timeout_seconds
+  reserved_concurrency = local.sizes[each.key].reserved_concurrency
 
   environment = merge(each.value.environment, {
     POWERTOOLS_LOG_LEVEL         = var.log_level

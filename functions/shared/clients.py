@@ -1,5 +1,6 @@
 """boto3 clients, made on first use and kept for the life of the execution environment."""
 
+import random
 from functools import cache
 from typing import Any
 
@@ -9,7 +10,12 @@ from botocore.config import Config
 
 @cache
 def session() -> boto3.Session:
-    """The session that the clients share: it finds the region and the function's credentials."""
+    """The session that the clients share: it finds the region and the function's credentials.
+
+    A SnapStart snapshot holds the state of `random`, and every environment restored from it would pause for
+    the same time before it repeats a call: seeded here, each pauses for its own.
+    """
+    random.seed()
     return boto3.Session()
 
 

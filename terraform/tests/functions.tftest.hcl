@@ -67,19 +67,21 @@ run "function_module" {
   }
 
   variables {
-    name               = "muster-any"
-    description        = "Any function."
-    handler            = "functions.any.handler"
-    bundle             = "./tests/bundle/functions.zip"
-    layers             = []
-    runtime            = "python3.13"
-    architecture       = "arm64"
-    memory_mb          = 512
-    timeout_seconds    = 10
-    environment        = { ANY = "thing" }
-    statements         = []
-    log_retention_days = 30
-    tags               = { team = "any" }
+    name                 = "muster-any"
+    description          = "Any function."
+    handler              = "functions.any.handler"
+    bundle               = "./tests/bundle/functions.zip"
+    layers               = []
+    runtime              = "python3.13"
+    architecture         = "arm64"
+    memory_mb            = 512
+    timeout_seconds      = 10
+    reserved_concurrency = null
+    snap_start           = false
+    environment          = { ANY = "thing" }
+    statements           = []
+    log_retention_days   = 30
+    tags                 = { team = "any" }
   }
 
   assert {
@@ -105,6 +107,147 @@ run "function_module" {
   assert {
     condition     = alltrue([for tags in [aws_lambda_function.this.tags, aws_iam_role.this.tags, aws_cloudwatch_log_group.this.tags] : tags == tomap({ team = "any" })])
     error_message = "Everything is tagged."
+  }
+}
+
+run "without_snap_start" {
+  command = plan
+
+  assert {
+    condition     = alltrue([for function in module.function : function.alias == null]) && alltrue([for permission in aws_lambda_permission.route : permission.qualifier == null])
+    error_message = "There is no alias; callers invoke the functions themselves."
+  }
+
+  assert {
+    condition     = local.timeouts.deliver.default == 30 && local.timeouts.connect.default == 10
+    error_message = "deliver has the time that post_rate counts on."
+  }
+}
+
+run "snap_start" {
+  command = plan
+
+  module {
+    source = "./modules/function"
+  }
+
+  variables {
+    name                 = "muster-any"
+    description          = "Any function."
+    handler              = "functions.any.handler"
+    bundle               = "./tests/bundle/functions.zip"
+    layers               = []
+    runtime              = "python3.13"
+    architecture         = "arm64"
+    memory_mb            = 512
+    timeout_seconds      = 10
+    reserved_concurrency = 7
+    snap_start           = true
+    environment          = { ANY = "thing" }
+    statements           = []
+    log_retention_days   = 30
+    tags                 = {}
+  }
+
+  override_resource {
+    target          = aws_lambda_alias.live
+    override_during = plan
+    values = {
+      arn        = "arn:aws:lambda:eu-west-1:123456789012:function:muster-any:live"
+      invoke_arn = "arn:aws:apigateway:eu-west-1:lambda:path/2015-03-31/functions/arn:aws:lambda:eu-west-1:123456789012:function:muster-any:live/invocations"
+    }
+  }
+
+  assert {
+    condition     = aws_lambda_function.this.publish && aws_lambda_function.this.snap_start[0].apply_on == "PublishedVersions"
+    error_message = "Each change publishes a version with a snapshot."
+  }
+
+  assert {
+    condition     = aws_lambda_alias.live[0].name == "live" && output.alias == "live"
+    error_message = "An alias names the version that was published last."
+  }
+
+  assert {
+    condition     = output.arn == aws_lambda_alias.live[0].arn && output.invoke_arn == aws_lambda_alias.live[0].invoke_arn
+    error_message = "Callers invoke the alias: the function itself has no snapshot."
+  }
+
+  assert {
+    condition     = aws_lambda_function.this.reserved_concurrent_executions == 7
+    error_message = "Concurrency is reserved as asked for."
+  }
+}
+
+run "snap_start_everywhere" {
+  command = plan
+
+  variables {
+    snap_start = true
+  }
+
+  override_resource {
+    target          = module.function["connect"].aws_lambda_alias.live
+    override_during = plan
+    values          = { invoke_arn = "invoke-connect-live" }
+  }
+
+  override_resource {
+    target          = module.function["accept"].aws_lambda_alias.live
+    override_during = plan
+    values          = { arn = "arn:aws:lambda:eu-west-1:123456789012:function:muster-accept:live" }
+  }
+
+  assert {
+    condition     = alltrue([for permission in aws_lambda_permission.route : permission.qualifier == "live"])
+    error_message = "API Gateway may invoke the aliases."
+  }
+
+  assert {
+    condition     = aws_apigatewayv2_integration.this["$connect"].integration_uri == "invoke-connect-live"
+    error_message = "API Gateway invokes the aliases."
+  }
+
+  assert {
+    condition = (
+      local.state_machines.broadcast.variables.accept_arn == "arn:aws:lambda:eu-west-1:123456789012:function:muster-accept:live" &&
+      contains(flatten([for statement in local.state_machines.broadcast.statements : statement.resources]), "arn:aws:lambda:eu-west-1:123456789012:function:muster-accept:live")
+    )
+    error_message = "The state machines invoke the aliases, and may."
+  }
+}
+
+run "functions_that_differ" {
+  command = plan
+
+  variables {
+    lambda_memory_mb = 256
+    functions = {
+      connect = { timeout_seconds = 29 }
+      accept  = { timeout_seconds = 12 }
+      deliver = { memory_mb = 1769, reserved_concurrency = 20 }
+      offline = { reserved_concurrency = 10 }
+    }
+  }
+
+  assert {
+    condition     = { for name, size in local.sizes : name => "${size.memory_mb} MB ${size.timeout_seconds} s ${coalesce(size.reserved_concurrency, "shared")}" } == { accept = "256 MB 12 s shared", connect = "256 MB 29 s shared", default = "256 MB 10 s shared", deliver = "1769 MB 30 s 20", disconnect = "256 MB 10 s shared", offline = "256 MB 30 s 10" }
+    error_message = "A function differs in what is given for it, and in nothing else."
+  }
+}
+
+run "state_timeouts" {
+  command = plan
+
+  assert {
+    condition = alltrue([
+      for name, waits in {
+        accept  = jsondecode(file("../statemachines/broadcast.asl.json")).States.Accept.TimeoutSeconds
+        deliver = jsondecode(file("../statemachines/fanout.asl.json")).States.Deliver.ItemProcessor.States.DeliverBatch.TimeoutSeconds
+        offline = jsondecode(file("../statemachines/fanout.asl.json")).States.Offline.TimeoutSeconds
+      } : waits == local.timeouts[name].longest + 3
+    ])
+    error_message = "A state waits 3 s longer than its function may take: the function's own end comes first."
   }
 }
 

@@ -360,6 +360,117 @@ run "more_origins_than_an_environment_holds" {
   expect_failures = [var.allowed_origins]
 }
 
+run "function_that_does_not_exist" {
+  command = plan
+
+  variables {
+    functions = { delivery = { memory_mb = 512 } }
+  }
+
+  expect_failures = [var.functions]
+}
+
+run "function_with_too_little_memory" {
+  command = plan
+
+  variables {
+    functions = { deliver = { memory_mb = 127 } }
+  }
+
+  expect_failures = [var.functions]
+}
+
+run "function_with_too_much_memory" {
+  command = plan
+
+  variables {
+    functions = { deliver = { memory_mb = 10241 } }
+  }
+
+  expect_failures = [var.functions]
+}
+
+run "function_slower_than_api_gateway_waits" {
+  command = plan
+
+  variables {
+    functions = { connect = { timeout_seconds = 30 } }
+  }
+
+  expect_failures = [var.functions]
+}
+
+run "function_slower_than_its_state_waits" {
+  command = plan
+
+  variables {
+    functions = { accept = { timeout_seconds = 13 } }
+  }
+
+  expect_failures = [var.functions]
+}
+
+run "function_faster_than_its_calls_to_aws" {
+  command = plan
+
+  variables {
+    functions = { disconnect = { timeout_seconds = 9 } }
+  }
+
+  expect_failures = [var.functions]
+}
+
+run "deliver_without_the_time_that_the_pace_counts_on" {
+  command = plan
+
+  variables {
+    functions = { deliver = { timeout_seconds = 29 } }
+  }
+
+  expect_failures = [var.functions]
+}
+
+run "function_that_never_runs" {
+  command = plan
+
+  variables {
+    functions = { connect = { reserved_concurrency = 0 } }
+  }
+
+  expect_failures = [var.functions]
+}
+
+run "a_broadcast_that_throttles_itself" {
+  command = plan
+
+  variables {
+    functions = { deliver = { reserved_concurrency = 19 } }
+  }
+
+  expect_failures = [var.functions]
+}
+
+run "partitions_that_throttle_themselves" {
+  command = plan
+
+  variables {
+    functions = { offline = { reserved_concurrency = 9 } }
+  }
+
+  expect_failures = [var.functions]
+}
+
+run "snap_start_of_an_old_runtime" {
+  command = plan
+
+  variables {
+    snap_start     = true
+    lambda_runtime = "python3.11"
+  }
+
+  expect_failures = [var.snap_start]
+}
+
 run "no_pace" {
   command = plan
 

@@ -51,10 +51,21 @@ resource "aws_lambda_function" "this" {
   architectures    = [var.architecture]
   memory_size      = var.memory_mb
   timeout          = var.timeout_seconds
+  publish          = var.snap_start
   tags             = var.tags
+
+  reserved_concurrent_executions = var.reserved_concurrency
 
   environment {
     variables = var.environment
+  }
+
+  dynamic "snap_start" {
+    for_each = var.snap_start ? [true] : []
+
+    content {
+      apply_on = "PublishedVersions"
+    }
   }
 
   tracing_config {
@@ -63,4 +74,14 @@ resource "aws_lambda_function" "this" {
 
   # Lambda would make a log group without retention, and the first invocation may come at once.
   depends_on = [aws_cloudwatch_log_group.this, aws_iam_role_policy.this]
+}
+
+# Only published versions have snapshots; the alias spares the callers from following their numbers.
+resource "aws_lambda_alias" "live" {
+  count = var.snap_start ? 1 : 0
+
+  name             = "live"
+  description      = "The version that was deployed last."
+  function_name    = aws_lambda_function.this.function_name
+  function_version = aws_lambda_function.this.version
 }

@@ -3,14 +3,19 @@ output "name" {
   value       = aws_lambda_function.this.function_name
 }
 
+output "alias" {
+  description = "Name of the alias that callers invoke; null without SnapStart, where they invoke the function itself."
+  value       = one(aws_lambda_alias.live[*].name)
+}
+
 output "arn" {
-  description = "ARN of the function, without a version."
-  value       = aws_lambda_function.this.arn
+  description = "ARN that callers invoke: the alias's with SnapStart, or else the function's, without a version."
+  value       = var.snap_start ? aws_lambda_alias.live[0].arn : aws_lambda_function.this.arn
 }
 
 output "invoke_arn" {
-  description = "ARN by which API Gateway invokes the function."
-  value       = aws_lambda_function.this.invoke_arn
+  description = "ARN by which API Gateway invokes the same."
+  value       = var.snap_start ? aws_lambda_alias.live[0].invoke_arn : aws_lambda_function.this.invoke_arn
 }
 
 output "log_group" {

@@ -43,6 +43,16 @@ variable "timeout_seconds" {
   type        = number
 }
 
+variable "reserved_concurrency" {
+  description = "Invocations at a time that are kept for the function, and the most it gets; null shares the account's."
+  type        = number
+}
+
+variable "snap_start" {
+  description = "Whether each change publishes a version that starts from a snapshot, and callers invoke the alias `live`."
+  type        = bool
+}
+
 variable "environment" {
   description = "Environment variables."
   type        = map(string)

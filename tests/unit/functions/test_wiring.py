@@ -1,4 +1,5 @@
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,6 +77,30 @@ boto3.Session = None
 import {", ".join(f"functions.{name}" for name in FUNCTIONS)}
 """
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={}, check=True, timeout=30)
+
+
+def test_importing_the_functions_leaves_nothing_that_a_snapshot_could_not_carry() -> None:
+    """No thread, which a restored environment would miss, and no connection, whose peer has long hung up."""
+    script = f"""
+import gc, socket, threading
+import {", ".join(f"functions.{name}" for name in FUNCTIONS)}
+assert threading.enumerate() == [threading.main_thread()]
+assert not [s for s in gc.get_objects() if isinstance(s, socket.socket) and s.type == socket.SOCK_STREAM]
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={}, check=True, timeout=30)
+
+
+def test_two_environments_restored_from_one_snapshot_do_not_pause_for_the_same_time() -> None:
+    snapshot = random.getstate()
+    pauses = []
+    for _ in range(2):
+        random.setstate(snapshot)
+        clients.session.cache_clear()
+        clients.client.cache_clear()
+        clients.client("dynamodb")
+        pauses.append(random.random())
+    random.setstate(snapshot)
+    assert len(set(pauses)) == 2
 
 
 def test_clients_are_shared_and_give_up_well_before_a_function_does() -> None:
