@@ -7,7 +7,7 @@ MUSTER := $(BIN)/muster
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test check bench build fmt clean
+.PHONY: help demo up down test check bench build fmt docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ fmt: $(READY) ## Format Python and Terraform
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 	$(MUSTER) terraform fmt -recursive
+
+docs: $(READY) ## Write the tables of inputs and outputs into terraform/README.md
+	$(BIN)/python -m docs.terraform_tables
 
 clean: ## Stop the local stack; remove .venv/, build/ and caches
 	@if [ -x $(MUSTER) ]; then $(MUSTER) down; fi
