@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 MUSTER := $(BIN)/muster
 READY := $(VENV)/.ready
+SCANNER := $(VENV)/scanner
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test check bench build fmt docs clean
+.PHONY: help demo up down test check scan bench build fmt docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,7 +34,15 @@ check: $(READY) ## Lint, types, Terraform and contracts: fast, and nothing is st
 	$(MUSTER) terraform init -backend=false -input=false
 	$(MUSTER) terraform validate
 	$(MUSTER) terraform test
+	@if command -v tflint >/dev/null; then set -x; tflint --recursive; \
+	  else echo "tflint is not installed: .tflint.hcl was not checked"; fi
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/zizmor --offline --quiet .
 	$(BIN)/pytest tests/contract
+
+scan: $(SCANNER)/.ready ## Look for insecure settings with Checkov; .checkov.yaml gives the reason for each exception
+	$(SCANNER)/bin/checkov --config-file .checkov.yaml
 
 bench: $(READY) ## Measure delivery and whole broadcasts, and compare (needs nginx, wrk and h2load)
 	$(BIN)/python -m bench.delivery --svg docs/delivery.svg
@@ -62,4 +71,10 @@ $(READY): pyproject.toml functions/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --editable '.[dev]' --constraint functions/requirements.txt
+	@touch $@
+
+# Apart from the rest: the scanner pins older versions of what everything else uses.
+$(SCANNER)/.ready: .ci/scan-requirements.txt
+	$(PYTHON) -m venv $(SCANNER)
+	$(SCANNER)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@

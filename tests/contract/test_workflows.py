@@ -1,0 +1,45 @@
+"""The GitHub workflows run only what they name exactly, with no more rights than they say."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+WORKFLOWS = sorted((Path(__file__).parents[2] / ".github" / "workflows").glob("*.yml"))
+PINNED = re.compile(r"uses: [\w-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$")
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+class TestEveryWorkflow:
+    def test_pins_each_action_to_a_commit_and_names_its_version(self, path: Path) -> None:
+        used = [line.strip() for line in path.read_text().splitlines() if "uses:" in line]
+        assert used
+        assert [line for line in used if not PINNED.search(line)] == []
+
+    def test_grants_the_jobs_at_most_reading_and_a_token_of_their_own(self, path: Path) -> None:
+        workflow = yaml.safe_load(path.read_text())
+        granted = [
+            workflow["permissions"],
+            *(job.get("permissions", {}) for job in workflow["jobs"].values()),
+        ]
+        allowed = {("contents", "read"), ("id-token", "write")}
+        assert {item for permissions in granted for item in permissions.items()} <= allowed
+
+    def test_limits_every_job_in_time(self, path: Path) -> None:
+        jobs = yaml.safe_load(path.read_text())["jobs"].values()
+        assert all(0 < job["timeout-minutes"] <= 60 for job in jobs)
+
+
+def test_an_action_has_one_version_everywhere() -> None:
+    text = "".join(path.read_text() for path in WORKFLOWS)
+    used = set(re.findall(r"uses: ([^@\s]+)@(\S+ # \S+)", text))
+    assert len({action for action, _ in used}) == len(used)
+
+
+def test_only_an_approved_job_gets_the_role_that_changes_things() -> None:
+    jobs = yaml.safe_load(next(path for path in WORKFLOWS if path.stem == "deploy").read_text())["jobs"]
+    deploying = [name for name, job in jobs.items() if "AWS_DEPLOY_ROLE_ARN" in str(job)]
+    assert deploying == ["apply"]
+    assert jobs["apply"]["environment"] == "production"
+    assert "terraform -chdir=terraform apply deploy.tfplan" in jobs["apply"]["steps"][-1]["run"]
