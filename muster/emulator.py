@@ -104,6 +104,8 @@ def start(port: int, *, log: Path, folder: Path) -> Process:
         "MINISTACK_REGION": REGION,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
+        # Enforces the policies of the functions' roles. The key above may do anything.
+        "AUTH": "true",
         "TMPDIR": str(folder),
         "STATE_DIR": str(folder / "state"),
         "S3_DATA_DIR": str(folder / "s3"),

@@ -18,11 +18,12 @@ locals {
 
   message_retention_seconds = var.message_retention_days * 86400
 
-  # Allows no caller; only takes plain HTTP away from those that their own policies allow.
+  # Allows no caller; only takes plain HTTP away from those that their own policies allow. It never matches at an
+  # endpoint other than AWS, which may speak nothing else.
   deny_plain_http = {
     Sid       = "DenyPlainHttp"
     Effect    = "Deny"
     Principal = "*"
-    Condition = { Bool = { "aws:SecureTransport" = "false" } }
+    Condition = { Bool = { "aws:SecureTransport" = var.execute_api_url == null ? "false" : "never" } }
   }
 }

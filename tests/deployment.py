@@ -87,6 +87,10 @@ class Deployment:
         return self.outputs.client("lambda")
 
     @cached_property
+    def iam(self) -> Any:
+        return self.outputs.client("iam")
+
+    @cached_property
     def stepfunctions(self) -> Any:
         return self.outputs.client("stepfunctions")
 
@@ -207,13 +211,16 @@ class Deployment:
         log = base64.b64decode(answer.get("LogResult", "")).decode(errors="replace")
         return Invocation(json.loads(answer["Payload"].read()), answer.get("FunctionError"), log)
 
-    def default(self, connection_id: str, message: Json) -> Json:
-        """Give a client message to the default function as API Gateway would, and return its answer."""
+    def default(self, connection_id: str, message: Json, function: str = "default") -> Json:
+        """Give a client message to the default function as API Gateway would, and return its answer.
+
+        `function` is the ARN of a copy to ask instead.
+        """
         event = {
             "requestContext": {"connectionId": connection_id, "eventType": "MESSAGE", "routeKey": "$default"},
             "body": json.dumps(message),
         }
-        body: str = self.invoke("default", event).payload["body"]
+        body: str = self.invoke(function, event).payload["body"]
         assert len(body.encode()) < 32 * 1024, "a frame over 32 KB closes the connection on AWS"
         answer: Json = json.loads(body)
         return answer

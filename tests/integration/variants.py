@@ -1,12 +1,28 @@
 """Copies of what is deployed, changed in one respect: a test can break a part without breaking the stack."""
 
 import io
+import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.deployment import Deployment, unique
+
+Policy = dict[str, Any]
+
+Grant = tuple[str, str]
+"""An action, and a resource that it is allowed on."""
+
+
+def grants(policy: Policy) -> list[Grant]:
+    """Return everything that a policy allows, pair by pair."""
+    return [
+        (action, resource)
+        for statement in policy["Statement"]
+        for action in statement["Action"]
+        for resource in statement["Resource"]
+    ]
 
 
 class Variants:
@@ -18,6 +34,7 @@ class Variants:
         self._functions_zip = functions_zip.read_bytes()
         self._functions: list[str] = []
         self._machines: list[str] = []
+        self._roles: list[str] = []
 
     def function(
         self,
@@ -26,11 +43,12 @@ class Variants:
         environment: Mapping[str, str | None] | None = None,
         module: Path | None = None,
         timeout_seconds: int | None = None,
+        without: Grant | None = None,
     ) -> str:
         """Copy a deployed function and return the copy's ARN.
 
         `environment` replaces variables, None removes one; `module` is a file beside this one whose `handler`
-        is invoked instead of the deployed one, which it can import.
+        is invoked instead of the deployed one, which it can import. `without` takes a permission away.
         """
         lambda_ = self._deployment.functions
         name = self._deployment.outputs.function_names[original]
@@ -38,7 +56,7 @@ class Variants:
         variables = deployed["Environment"]["Variables"] | (environment or {})
         made = lambda_.create_function(
             FunctionName=unique(name),
-            Role=deployed["Role"],
+            Role=self._role(deployed["Role"], without) if without else deployed["Role"],
             Runtime=deployed["Runtime"],
             Architectures=deployed["Architectures"],
             MemorySize=deployed["MemorySize"],
@@ -83,12 +101,47 @@ class Variants:
         )
         return str(configuration["FunctionArn"])
 
+    def role_of(self, function: str) -> str:
+        """Return the ARN of a deployed function's role."""
+        name = self._deployment.outputs.function_names[function]
+        return str(self._deployment.functions.get_function_configuration(FunctionName=name)["Role"])
+
+    def policy(self, role_arn: str) -> Policy:
+        """Return the policy of a role, which must be its only one."""
+        role = role_arn.rpartition("/")[2]
+        iam = self._deployment.iam
+        (name,) = iam.list_role_policies(RoleName=role)["PolicyNames"]
+        assert iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"] == []
+        policy: Policy = iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
+        return policy
+
+    def _role(self, original_arn: str, without: Grant) -> str:
+        """Copy a role, less one permission, and return the copy's ARN."""
+        iam = self._deployment.iam
+        statements = [
+            {"Effect": "Allow", "Action": action, "Resource": resource}
+            for action, resource in grants(self.policy(original_arn))
+            if (action, resource) != without
+        ]
+        trust = iam.get_role(RoleName=original_arn.rpartition("/")[2])["Role"]["AssumeRolePolicyDocument"]
+        made = iam.create_role(RoleName=unique("less"), AssumeRolePolicyDocument=json.dumps(trust))["Role"]
+        self._roles.append(made["RoleName"])
+        iam.put_role_policy(
+            RoleName=made["RoleName"],
+            PolicyName="permissions",
+            PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": statements}),
+        )
+        return str(made["Arn"])
+
     def remove(self) -> None:
         """Delete what was made."""
         for machine in self._machines:
             self._deployment.stepfunctions.delete_state_machine(stateMachineArn=machine)
         for function in self._functions:
             self._deployment.functions.delete_function(FunctionName=function)
+        for role in self._roles:
+            self._deployment.iam.delete_role_policy(RoleName=role, PolicyName="permissions")
+            self._deployment.iam.delete_role(RoleName=role)
 
     def _with(self, module: Path) -> bytes:
         archive = io.BytesIO(self._functions_zip)

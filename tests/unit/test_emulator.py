@@ -127,6 +127,7 @@ class TestStart:
         environment = json.loads(stand_in.read_text())
         assert "the user's" not in environment.values()
         assert environment["AWS_ACCESS_KEY_ID"] == "test"
+        assert environment["AUTH"] == "true"  # the functions' roles are enforced
         assert environment["BIND_HOST"] == "127.0.0.1"
         assert environment["IOT_MTLS_ENABLED"] == environment["SFTP_ENABLED"] == "0"
         assert environment["GATEWAY_PORT"] == "4611"
