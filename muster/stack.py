@@ -233,6 +233,7 @@ class Stack:
             "bundle_dir": str(self.state_dir / "bundle"),
             "lambda_architecture": bundle.host_architecture(),
             "execute_api_url": f"{endpoint_url}/_aws/execute-api/{{api_id}}",
+            "deletion_protection": False,
             **self._variables,
         }
         (self.state_dir / "variables.tfvars.json").write_text(json.dumps(variables, indent=2))

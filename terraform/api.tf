@@ -95,6 +95,7 @@ resource "aws_cloudwatch_log_group" "access" {
 
   name              = "/aws/apigateway/${var.name_prefix}"
   retention_in_days = var.log_retention_days
+  kms_key_id        = var.kms_key_arn
   tags              = var.tags
 }
 

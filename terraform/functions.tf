@@ -1,6 +1,5 @@
 locals {
-  tables_environment = { for name, table in aws_dynamodb_table.this : name => { "${upper(name)}_TABLE" = table.name } }
-  table_arns         = { for name, table in aws_dynamodb_table.this : name => table.arn }
+  tables_environment = { for name, table in local.table_names : name => { "${upper(name)}_TABLE" = table } }
 
   # Seconds that an invocation may take: by default, which is also the least, and at most. Below 10 s, calls to AWS that
   # are repeated would be cut off (functions/shared/clients.py). API Gateway waits 29 s for an answer; a state of
@@ -37,7 +36,7 @@ locals {
           CONNECTION_TTL_SECONDS = var.connection_ttl_seconds
         },
       )
-      statements = concat(local.jwt_statements, [
+      statements = concat(local.jwt_statements, local.kms_statements.users_table, local.kms_statements.connections_table, [
         { actions = ["dynamodb:GetItem"], resources = [local.table_arns.users] },
         { actions = ["dynamodb:PutItem"], resources = [local.table_arns.connections] },
       ])
@@ -45,9 +44,9 @@ locals {
     disconnect = {
       description = "Deletes the connection."
       environment = local.tables_environment.connections
-      statements = [
+      statements = concat(local.kms_statements.connections_table, [
         { actions = ["dynamodb:DeleteItem"], resources = [local.table_arns.connections] },
-      ]
+      ])
     }
     default = {
       description = "Answers a client's message."
@@ -63,18 +62,22 @@ locals {
           ROLES                       = jsonencode(var.roles)
         },
       )
-      statements = concat(local.jwt_statements, local.broadcast_statements, [
-        {
-          actions   = ["dynamodb:UpdateItem"]
-          resources = [local.table_arns.connections]
-        },
-        { actions = ["dynamodb:GetItem"], resources = [local.table_arns.users] },
-        { actions = ["dynamodb:Query"], resources = [local.table_arns.messages] },
-        {
-          actions   = ["execute-api:ManageConnections"]
-          resources = [for method in ["DELETE", "POST"] : "${local.stage_execution_arn}/${method}/@connections/*"]
-        },
-      ])
+      statements = concat(
+        local.jwt_statements,
+        local.broadcast_statements,
+        local.kms_statements.connections_table,
+        local.kms_statements.messages_table,
+        local.kms_statements.users_table,
+        [
+          { actions = ["dynamodb:UpdateItem"], resources = [local.table_arns.connections] },
+          { actions = ["dynamodb:GetItem"], resources = [local.table_arns.users] },
+          { actions = ["dynamodb:Query"], resources = [local.table_arns.messages] },
+          {
+            actions   = ["execute-api:ManageConnections"]
+            resources = [for method in ["DELETE", "POST"] : "${local.stage_execution_arn}/${method}/@connections/*"]
+          },
+        ],
+      )
     }
     accept = {
       description = "Validates a broadcast and plans its fan-out."
@@ -91,13 +94,13 @@ locals {
         CONNECTIONS_ENDPOINT = local.connections_endpoint
         POST_CONCURRENCY     = var.post_concurrency
       })
-      statements = [
+      statements = concat(local.kms_statements.connections_table, [
         { actions = ["dynamodb:DeleteItem"], resources = [local.table_arns.connections] },
         {
           actions   = ["execute-api:ManageConnections"]
           resources = ["${local.stage_execution_arn}/POST/@connections/*"]
         },
-      ]
+      ])
     }
     offline = {
       description = "Hands the users that were not reached over to SNS."
@@ -110,16 +113,22 @@ locals {
           OFFLINE_TOPIC_ARN         = aws_sns_topic.offline.arn
         },
       )
-      statements = [
-        { actions = ["dynamodb:BatchGetItem"], resources = [local.table_arns.users] },
-        { actions = ["dynamodb:Query"], resources = ["${local.table_arns.connections}/index/UserIndex"] },
-        { actions = ["dynamodb:UpdateItem"], resources = [local.table_arns.messages] },
-        {
-          # It calls PublishBatch, for which AWS asks for sns:Publish, and MiniStack for an action that AWS does not have.
-          actions   = concat(["sns:Publish"], var.execute_api_url == null ? [] : ["sns:PublishBatch"])
-          resources = [aws_sns_topic.offline.arn]
-        },
-      ]
+      statements = concat(
+        local.kms_statements.connections_table,
+        local.kms_statements.messages_table,
+        local.kms_statements.users_table,
+        local.kms_statements.offline_topic,
+        [
+          { actions = ["dynamodb:BatchGetItem"], resources = [local.table_arns.users] },
+          { actions = ["dynamodb:Query"], resources = ["${local.table_arns.connections}/index/UserIndex"] },
+          { actions = ["dynamodb:UpdateItem"], resources = [local.table_arns.messages] },
+          {
+            # It calls PublishBatch, for which AWS asks for sns:Publish, and MiniStack for an action that AWS does not have.
+            actions   = concat(["sns:Publish"], var.execute_api_url == null ? [] : ["sns:PublishBatch"])
+            resources = [aws_sns_topic.offline.arn]
+          },
+        ],
+      )
     }
   }
 }
@@ -138,11 +147,14 @@ module "function" {
   snap_start         = var.snap_start
   statements         = each.value.statements
   log_retention_days = var.log_retention_days
+  kms_key_arn        = var.kms_key_arn
   tags               = var.tags
 
   memory_mb            = local.sizes[each.key].memory_mb
   timeout_seconds      = local.sizes[each.key].timeout_seconds
   reserved_concurrency = local.sizes[each.key].reserved_concurrency
+
+  permissions_boundary_arn = var.permissions_boundary_arn
 
   environment = merge(each.value.environment, {
     POWERTOOLS_LOG_LEVEL         = var.log_level

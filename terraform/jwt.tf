@@ -10,18 +10,23 @@ locals {
     JWT_AUDIENCE   = var.jwt.audience
     JWT_ISSUER     = var.jwt.issuer
   })
-  jwt_statements = local.jwt_uses_secret ? [
-    { actions = ["secretsmanager:GetSecretValue"], resources = [local.jwt_secret_arn] },
-  ] : []
+  jwt_statements = [
+    for statement in concat(local.kms_statements.jwt_secret, [
+      { actions = ["secretsmanager:GetSecretValue"], resources = [local.jwt_secret_arn] },
+    ]) : statement if local.jwt_uses_secret
+  ]
 }
 
-# A deleted secret keeps its name for its recovery window; a prefix lets the next deployment start at once.
+# A deleted secret keeps its name while it can be restored; a prefix lets the next deployment start at once.
 resource "aws_secretsmanager_secret" "jwt" {
   count = local.jwt_creates_secret ? 1 : 0
 
   name_prefix = "${var.name_prefix}-jwt-"
   description = "Signs and verifies the tokens of ${var.name_prefix}'s clients."
+  kms_key_id  = var.kms_key_arn
   tags        = var.tags
+
+  recovery_window_in_days = var.deletion_protection ? 30 : 0
 }
 
 # 64 characters: HS512 wants a key at least as long as its 64-byte hash.

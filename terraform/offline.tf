@@ -1,4 +1,6 @@
 locals {
+  # Built from names: the queues' policies and the key's policy speak of what does not exist yet.
+  offline_topic_arn = "arn:${data.aws_partition.current.partition}:sns:${local.arn_scope}:${var.name_prefix}-offline"
   offline_queue_names = {
     queue         = "${var.name_prefix}-offline"
     dead_letters  = "${var.name_prefix}-offline-dlq"
@@ -9,7 +11,6 @@ locals {
     key => "arn:${data.aws_partition.current.partition}:sqs:${local.arn_scope}:${name}"
   }
 
-  # A queue names itself in its policy, so the ARN is built from its name.
   offline_queue_policies = {
     for key, arn in local.offline_queue_arns : key => jsonencode({
       Version = "2012-10-17"
@@ -31,9 +32,11 @@ locals {
 }
 
 # The floor under every broadcast: whoever could not be reached is published here, for SMS, push or mail subscribers.
+# Without a key of yours the AWS managed one: every role of the account that may publish may use it, and SNS decrypts
+# before it delivers, so that queues of any encryption can subscribe.
 resource "aws_sns_topic" "offline" {
   name              = "${var.name_prefix}-offline"
-  kms_master_key_id = "alias/aws/sns"
+  kms_master_key_id = coalesce(var.kms_key_arn, "alias/aws/sns")
   tags              = var.tags
 }
 
@@ -46,12 +49,14 @@ resource "aws_sns_topic_policy" "offline" {
 }
 
 # Subscribed from the start, so that nothing published is lost while nobody else subscribes.
+# Every queue is encrypted by the key or, without one, by SQS's own: SNS may not use the AWS managed key aws/sqs.
 resource "aws_sqs_queue" "offline" {
   name                       = local.offline_queue_names.queue
   message_retention_seconds  = min(local.message_retention_seconds, local.sqs_longest_retention_seconds)
   visibility_timeout_seconds = 60
   receive_wait_time_seconds  = 20
-  sqs_managed_sse_enabled    = true
+  kms_master_key_id          = var.kms_key_arn
+  sqs_managed_sse_enabled    = var.kms_key_arn == null ? true : null
   policy                     = local.offline_queue_policies.queue
   tags                       = var.tags
 
@@ -65,7 +70,8 @@ resource "aws_sqs_queue" "offline" {
 resource "aws_sqs_queue" "offline_dead_letters" {
   name                      = local.offline_queue_names.dead_letters
   message_retention_seconds = local.sqs_longest_retention_seconds
-  sqs_managed_sse_enabled   = true
+  kms_master_key_id         = var.kms_key_arn
+  sqs_managed_sse_enabled   = var.kms_key_arn == null ? true : null
   policy                    = local.offline_queue_policies.dead_letters
   tags                      = var.tags
 
@@ -75,11 +81,12 @@ resource "aws_sqs_queue" "offline_dead_letters" {
   })
 }
 
-# What the topic could not put into the queue. Apart from the other, because SQS can only move messages back to a queue.
+# What the topic could not deliver to a subscriber. Apart from the other, because SQS can only move messages back to a queue.
 resource "aws_sqs_queue" "offline_undeliverable" {
   name                      = local.offline_queue_names.undeliverable
   message_retention_seconds = local.sqs_longest_retention_seconds
-  sqs_managed_sse_enabled   = true
+  kms_master_key_id         = var.kms_key_arn
+  sqs_managed_sse_enabled   = var.kms_key_arn == null ? true : null
   policy                    = local.offline_queue_policies.undeliverable
   tags                      = var.tags
 }

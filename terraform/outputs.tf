@@ -73,22 +73,22 @@ output "fanout_state_machine_arn" {
 
 output "connections_table" {
   description = "Name of the table of open connections."
-  value       = aws_dynamodb_table.this["connections"].name
+  value       = local.table_names.connections
 }
 
 output "users_table" {
   description = "Name of the table of users, which $connect reads."
-  value       = aws_dynamodb_table.this["users"].name
+  value       = local.table_names.users
 }
 
 output "messages_table" {
   description = "Name of the table of messages kept for resume."
-  value       = aws_dynamodb_table.this["messages"].name
+  value       = local.table_names.messages
 }
 
 output "shelters_table" {
   description = "Name of the table of shelters."
-  value       = aws_dynamodb_table.this["shelters"].name
+  value       = local.table_names.shelters
 }
 
 output "function_names" {
@@ -99,4 +99,9 @@ output "function_names" {
 output "log_groups" {
   description = "Each function's log group."
   value       = { for name, function in module.function : name => function.log_group }
+}
+
+output "kms_key_policy_json" {
+  description = "Statements that the policy of kms_key_arn needs beside those of its administrators, as a policy document."
+  value       = jsonencode(local.kms_key_policy)
 }

@@ -1,19 +1,21 @@
 locals {
   # Start a broadcast, and follow those that were started. default has these, and so does whoever attaches
   # the output publisher_policy_json.
-  broadcast_statements = [
+  broadcast_statements = concat(local.kms_statements.broadcast_execution, [
     { actions = ["states:StartExecution"], resources = [local.state_machine_arns.broadcast] },
     {
       actions   = ["states:DescribeExecution"]
       resources = ["${replace(local.state_machine_arns.broadcast, ":stateMachine:", ":execution:")}:*"]
     },
-  ]
+  ])
 
   publisher_policy = {
     Version = "2012-10-17"
     Statement = [
-      for statement in local.broadcast_statements :
-      { Effect = "Allow", Action = statement.actions, Resource = statement.resources }
+      for statement in local.broadcast_statements : merge(
+        { Effect = "Allow", Action = statement.actions, Resource = statement.resources },
+        { for condition in [try(statement.conditions, null)] : "Condition" => condition if condition != null },
+      )
     ]
   }
 }

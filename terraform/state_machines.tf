@@ -6,38 +6,49 @@ locals {
       variables = {
         accept_arn            = module.function["accept"].arn
         fanout_arn            = local.state_machine_arns.fanout
-        messages_table        = aws_dynamodb_table.this["messages"].name
+        messages_table        = local.table_names.messages
         topic_arn             = aws_sns_topic.offline.arn
         partition_concurrency = var.partition_concurrency
         post_burst            = var.post_burst
         post_rate             = var.post_rate
       }
-      statements = [
-        { actions = ["lambda:InvokeFunction"], resources = [module.function["accept"].arn] },
-        { actions = ["dynamodb:PutItem"], resources = [aws_dynamodb_table.this["messages"].arn] },
-        { actions = ["states:StartSyncExecution"], resources = [local.state_machine_arns.fanout] },
-        { actions = ["sns:Publish"], resources = [aws_sns_topic.offline.arn] },
-      ]
+      statements = concat(
+        local.kms_statements.broadcast_machine,
+        local.kms_statements.fanout_execution,
+        local.kms_statements.messages_table,
+        local.kms_statements.offline_topic,
+        [
+          { actions = ["lambda:InvokeFunction"], resources = [module.function["accept"].arn] },
+          { actions = ["dynamodb:PutItem"], resources = [local.table_arns.messages] },
+          { actions = ["states:StartSyncExecution"], resources = [local.state_machine_arns.fanout] },
+          { actions = ["sns:Publish"], resources = [aws_sns_topic.offline.arn] },
+        ],
+      )
     }
     fanout = {
       type = "EXPRESS"
       variables = {
         deliver_arn       = module.function["deliver"].arn
         offline_arn       = module.function["offline"].arn
-        connections_table = aws_dynamodb_table.this["connections"].name
+        connections_table = local.table_names.connections
         topic_arn         = aws_sns_topic.offline.arn
         page_size         = var.page_size
         batch_size        = var.batch_size
         batch_concurrency = var.batch_concurrency
       }
-      statements = [
-        {
-          actions   = ["dynamodb:Query"]
-          resources = [for index in keys(local.tables.connections.indexes) : "${aws_dynamodb_table.this["connections"].arn}/index/${index}"]
-        },
-        { actions = ["lambda:InvokeFunction"], resources = [module.function["deliver"].arn, module.function["offline"].arn] },
-        { actions = ["sns:Publish"], resources = [aws_sns_topic.offline.arn] },
-      ]
+      statements = concat(
+        local.kms_statements.fanout_machine,
+        local.kms_statements.connections_table,
+        local.kms_statements.offline_topic,
+        [
+          {
+            actions   = ["dynamodb:Query"]
+            resources = [for index in keys(local.tables.connections.indexes) : "${local.table_arns.connections}/index/${index}"]
+          },
+          { actions = ["lambda:InvokeFunction"], resources = [module.function["deliver"].arn, module.function["offline"].arn] },
+          { actions = ["sns:Publish"], resources = [aws_sns_topic.offline.arn] },
+        ],
+      )
     }
   }
 
@@ -67,6 +78,7 @@ resource "aws_cloudwatch_log_group" "state_machine" {
 
   name              = "/aws/vendedlogs/states/${var.name_prefix}-${each.key}"
   retention_in_days = var.log_retention_days
+  kms_key_id        = var.kms_key_arn
   tags              = var.tags
 }
 
@@ -75,7 +87,9 @@ resource "aws_iam_role" "state_machine" {
 
   name_prefix = "${var.name_prefix}-${each.key}-"
   description = "State machine ${var.name_prefix}-${each.key}"
-  tags        = var.tags
+
+  permissions_boundary = var.permissions_boundary_arn
+  tags                 = var.tags
 
   assume_role_policy = jsonencode({
     Version = "2012-10-17"
@@ -96,8 +110,10 @@ resource "aws_iam_role_policy" "state_machine" {
   policy = jsonencode({
     Version = "2012-10-17"
     Statement = [
-      for statement in concat(each.value.statements, [local.state_machine_telemetry]) :
-      { Effect = "Allow", Action = statement.actions, Resource = statement.resources }
+      for statement in concat(each.value.statements, local.kms_statements.log_delivery, [local.state_machine_telemetry]) : merge(
+        { Effect = "Allow", Action = statement.actions, Resource = statement.resources },
+        { for condition in [try(statement.conditions, null)] : "Condition" => condition if condition != null },
+      )
     ]
   })
 }
@@ -119,6 +135,14 @@ resource "aws_sfn_state_machine" "this" {
     content {
       enabled = tracing_configuration.value
     }
+  }
+
+  encryption_configuration {
+    type       = var.kms_key_arn == null ? "AWS_OWNED_KEY" : "CUSTOMER_MANAGED_KMS_KEY"
+    kms_key_id = var.kms_key_arn
+
+    # AWS's default, which would otherwise show as a change in every plan.
+    kms_data_key_reuse_period_seconds = var.kms_key_arn == null ? null : 300
   }
 
   # Without execution data: payloads never reach a log.

@@ -27,10 +27,46 @@ locals {
       stream_view_type = "NEW_AND_OLD_IMAGES"
     }
   }
+
+  # Those that exist already, which this module neither makes nor changes.
+  existing_tables = { for name, table in var.existing_tables : name => table if table != null }
+
+  # Every table's, whoever made it.
+  table_names = merge(
+    { for name, table in aws_dynamodb_table.this : name => table.name },
+    { for name, table in data.aws_dynamodb_table.existing : name => table.name },
+  )
+  table_arns = merge(
+    { for name, table in aws_dynamodb_table.this : name => table.arn },
+    { for name, table in local.existing_tables : name => table.arn },
+  )
+  table_kms_key_arns = merge(
+    { for name in keys(aws_dynamodb_table.this) : name => var.kms_key_arn },
+    { for name, table in local.existing_tables : name => table.kms_key_arn },
+  )
+}
+
+# Read so that a wrong table fails the plan, rather than every handshake.
+data "aws_dynamodb_table" "existing" {
+  for_each = local.existing_tables
+
+  name = split("/", each.value.arn)[1]
+
+  lifecycle {
+    postcondition {
+      condition = (
+        self.arn == each.value.arn &&
+        self.hash_key == local.tables[each.key].hash_key &&
+        try(length(self.range_key), 0) == 0 &&
+        anytrue([for attribute in self.attribute : attribute.name == self.hash_key && attribute.type == "S"])
+      )
+      error_message = "existing_tables.${each.key}: ${each.value.arn} must be a table of this account and region whose only key is ${local.tables[each.key].hash_key}, a string."
+    }
+  }
 }
 
 resource "aws_dynamodb_table" "this" {
-  for_each = local.tables
+  for_each = { for name, table in local.tables : name => table if !contains(keys(local.existing_tables), name) }
 
   name             = "${var.name_prefix}-${each.key}"
   billing_mode     = "PAY_PER_REQUEST"
@@ -39,6 +75,9 @@ resource "aws_dynamodb_table" "this" {
   stream_enabled   = can(each.value.stream_view_type)
   stream_view_type = try(each.value.stream_view_type, null)
   tags             = var.tags
+
+  # Connections too: without their rows a broadcast reaches nobody until every client has connected again.
+  deletion_protection_enabled = var.deletion_protection
 
   dynamic "attribute" {
     for_each = toset(concat(
@@ -78,9 +117,10 @@ resource "aws_dynamodb_table" "this" {
     }
   }
 
-  # With the AWS managed key aws/dynamodb, whose use shows in CloudTrail.
+  # Without a key of yours the AWS managed key aws/dynamodb, whose use shows in CloudTrail.
   server_side_encryption {
-    enabled = true
+    enabled     = true
+    kms_key_arn = var.kms_key_arn
   }
 
   point_in_time_recovery {

@@ -20,6 +20,43 @@ variable "tags" {
   nullable    = false
 }
 
+# ---- Protection ----------------------------------------------------------------------------------------------
+
+variable "kms_key_arn" {
+  description = "Customer managed key that encrypts tables, topic, queues, logs, the created secret, the functions' environment and the state machines' executions; its policy must hold what the output kms_key_policy_json says. Without it AWS manages the keys."
+  type        = string
+  default     = null
+
+  validation {
+    # Not an alias: IAM policies name keys only.
+    condition     = var.kms_key_arn == null || can(regex("^arn:[a-z-]+:kms:[a-z0-9-]+:\\d{12}:key/[A-Za-z0-9-]+$", var.kms_key_arn))
+    error_message = "kms_key_arn must be the whole ARN of a KMS key (arn:aws:kms:<region>:<account>:key/<id>), not an alias."
+  }
+
+  validation {
+    condition     = var.kms_key_arn == null || try(split(":", var.kms_key_arn)[3] == local.region, true)
+    error_message = "kms_key_arn must be a key of the region that everything else is in, ${local.region}."
+  }
+}
+
+variable "permissions_boundary_arn" {
+  description = "IAM policy that bounds every role made here, where the account asks for one."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.permissions_boundary_arn == null || can(regex("^arn:[a-z-]+:iam::(\\d{12}|aws):policy/\\S+$", var.permissions_boundary_arn))
+    error_message = "permissions_boundary_arn must be the whole ARN of an IAM policy (arn:aws:iam::<account>:policy/<name>)."
+  }
+}
+
+variable "deletion_protection" {
+  description = "Whether DynamoDB refuses to delete the tables and a deleted secret can be restored for 30 days. Apply with false before you destroy."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
 # ---- Functions -----------------------------------------------------------------------------------------------
 
 variable "bundle_dir" {
@@ -207,7 +244,7 @@ variable "roles" {
 variable "jwt" {
   description = <<-EOT
     How a client's token is verified. HS256, HS384 and HS512 use a shared secret: secret_arn (Secrets Manager), or one
-    that this module creates. RS256, RS384, RS512, ES256, ES384 and ES512 use the public keys at jwks_url.
+    that this module creates; secret_kms_key_arn is the customer managed key that encrypts your own, if one does. RS256, RS384, RS512, ES256, ES384 and ES512 use the public keys at jwks_url.
     The two families never mix: a verifier that takes both can be fooled into using a public key as a secret.
   EOT
   type = object({
@@ -215,7 +252,9 @@ variable "jwt" {
     issuer     = optional(string, "muster")
     audience   = optional(string, "muster")
     secret_arn = optional(string)
-    jwks_url   = optional(string)
+
+    secret_kms_key_arn = optional(string)
+    jwks_url           = optional(string)
   })
   default  = {}
   nullable = false
@@ -248,6 +287,16 @@ variable "jwt" {
   }
 
   validation {
+    condition     = var.jwt.secret_kms_key_arn == null || (var.jwt.secret_arn != null && can(regex("^arn:[a-z-]+:kms:[a-z0-9-]+:\\d{12}:key/[A-Za-z0-9-]+$", var.jwt.secret_kms_key_arn)))
+    error_message = "jwt.secret_kms_key_arn must be the whole ARN of the KMS key (arn:aws:kms:<region>:<account>:key/<id>) that encrypts jwt.secret_arn; a secret that this module creates takes kms_key_arn."
+  }
+
+  validation {
+    condition     = var.jwt.secret_arn == null || try(split(":", var.jwt.secret_arn)[3] == local.region, true)
+    error_message = "jwt.secret_arn must be a secret of the region that everything else is in, ${local.region}."
+  }
+
+  validation {
     condition     = (var.jwt.jwks_url != null) == anytrue([for algorithm in var.jwt.algorithms : !startswith(algorithm, "HS")])
     error_message = "jwt.jwks_url is required with RS... and ES..., and belongs to them only."
   }
@@ -255,6 +304,38 @@ variable "jwt" {
   validation {
     condition     = var.jwt.jwks_url == null || can(regex("^(https://[^/\\s]+|http://127\\.0\\.0\\.1(:\\d+)?)(/\\S*)?$", var.jwt.jwks_url))
     error_message = "jwt.jwks_url must start with https:// (http:// for 127.0.0.1 only)."
+  }
+}
+
+# ---- Data ----------------------------------------------------------------------------------------------------
+
+variable "existing_tables" {
+  description = <<-EOT
+    Tables that you have already, instead of those made here: users, whose only key is userId, and shelters, whose only
+    key is shelterId, both strings. They must be in the same account and region. kms_key_arn is the customer managed key
+    that encrypts the table, if one does. docs/data.md has the attributes that are read.
+  EOT
+  type = object({
+    users    = optional(object({ arn = string, kms_key_arn = optional(string) }))
+    shelters = optional(object({ arn = string, kms_key_arn = optional(string) }))
+  })
+  default  = {}
+  nullable = false
+
+  validation {
+    condition = alltrue([
+      for table in values(var.existing_tables) :
+      table == null || can(regex("^arn:[a-z-]+:dynamodb:[a-z0-9-]+:\\d{12}:table/[A-Za-z0-9_.-]{3,255}$", table.arn))
+    ])
+    error_message = "existing_tables: each arn must be the whole ARN of a DynamoDB table (arn:aws:dynamodb:<region>:<account>:table/<name>)."
+  }
+
+  validation {
+    condition = alltrue([
+      for table in values(var.existing_tables) :
+      try(table.kms_key_arn, null) == null || can(regex("^arn:[a-z-]+:kms:[a-z0-9-]+:\\d{12}:key/[A-Za-z0-9-]+$", table.kms_key_arn))
+    ])
+    error_message = "existing_tables: each kms_key_arn must be the whole ARN of a KMS key (arn:aws:kms:<region>:<account>:key/<id>), not an alias."
   }
 }
 

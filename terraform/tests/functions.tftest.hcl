@@ -82,6 +82,22 @@ run "function_module" {
     statements           = []
     log_retention_days   = 30
     tags                 = { team = "any" }
+
+    permissions_boundary_arn = "arn:aws:iam::123456789012:policy/boundary"
+    kms_key_arn              = "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+  }
+
+  assert {
+    condition     = aws_iam_role.this.permissions_boundary == "arn:aws:iam::123456789012:policy/boundary"
+    error_message = "The boundary holds every function's role."
+  }
+
+  assert {
+    condition = alltrue([
+      for key in [aws_lambda_function.this.kms_key_arn, aws_cloudwatch_log_group.this.kms_key_id] :
+      key == "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    ])
+    error_message = "The key encrypts the environment and the logs."
   }
 
   assert {
@@ -147,6 +163,9 @@ run "snap_start" {
     statements           = []
     log_retention_days   = 30
     tags                 = {}
+
+    permissions_boundary_arn = null
+    kms_key_arn              = null
   }
 
   override_resource {

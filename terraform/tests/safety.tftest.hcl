@@ -57,6 +57,11 @@ run "tables" {
   }
 
   assert {
+    condition     = alltrue([for table in aws_dynamodb_table.this : table.deletion_protection_enabled])
+    error_message = "No table can be deleted by mistake."
+  }
+
+  assert {
     condition = (
       [for name, table in local.tables : name if can(table.expires)] == ["connections", "messages"] &&
       alltrue([for name in ["connections", "messages"] : one(aws_dynamodb_table.this[name].ttl) == { attribute_name = "ttl", enabled = true }])
@@ -80,6 +85,37 @@ run "tables" {
   assert {
     condition     = [for name, table in aws_dynamodb_table.this : name if table.stream_enabled] == ["shelters"]
     error_message = "The shelters stream, and nothing else does."
+  }
+}
+
+run "no_deletion_protection" {
+  command = plan
+
+  variables {
+    deletion_protection = false
+  }
+
+  assert {
+    condition     = !anytrue([for table in aws_dynamodb_table.this : table.deletion_protection_enabled])
+    error_message = "Without protection every table can be deleted."
+  }
+}
+
+run "permissions_boundary" {
+  command = plan
+
+  variables {
+    permissions_boundary_arn = "arn:aws:iam::123456789012:policy/boundary"
+  }
+
+  assert {
+    condition     = { for name, role in aws_iam_role.state_machine : name => role.permissions_boundary } == { for name in ["broadcast", "fanout"] : name => "arn:aws:iam::123456789012:policy/boundary" }
+    error_message = "The boundary holds the state machines' roles."
+  }
+
+  assert {
+    condition     = { for name, function in module.function : name => function.permissions_boundary } == { for name in keys(local.functions) : name => "arn:aws:iam::123456789012:policy/boundary" }
+    error_message = "The boundary holds the functions' roles."
   }
 }
 

@@ -516,3 +516,50 @@ run "extremes_are_accepted" {
     error_message = "name_prefix starts every name."
   }
 }
+
+run "not_an_arn" {
+  command = plan
+
+  variables {
+    kms_key_arn              = "arn:aws:kms:eu-west-1:123456789012:alias/muster" # IAM policies name keys only
+    permissions_boundary_arn = "boundary"
+    existing_tables          = { users = { arn = "people" } }
+    jwt = {
+      secret_arn         = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf"
+      secret_kms_key_arn = "alias/jwt"
+    }
+  }
+
+  expect_failures = [var.kms_key_arn, var.permissions_boundary_arn, var.existing_tables, var.jwt]
+}
+
+run "another_region" {
+  command = plan
+
+  variables {
+    kms_key_arn = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    jwt         = { secret_arn = "arn:aws:secretsmanager:us-east-1:123456789012:secret:jwt-AbCdEf" }
+  }
+
+  expect_failures = [var.kms_key_arn, var.jwt]
+}
+
+run "the_key_of_a_table_by_its_alias" {
+  command = plan
+
+  variables {
+    existing_tables = { shelters = { arn = "arn:aws:dynamodb:eu-west-1:123456789012:table/places", kms_key_arn = "alias/places" } }
+  }
+
+  expect_failures = [var.existing_tables]
+}
+
+run "the_key_of_a_secret_that_is_made_here" {
+  command = plan
+
+  variables {
+    jwt = { secret_kms_key_arn = "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab" }
+  }
+
+  expect_failures = [var.jwt]
+}

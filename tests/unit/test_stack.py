@@ -240,6 +240,7 @@ class TestSafety:
         variables = json.loads((state_dir / "variables.tfvars.json").read_text())
         assert variables["execute_api_url"] == f"{ENDPOINT}/_aws/execute-api/{{api_id}}"
         assert variables["bundle_dir"] == str(state_dir / "bundle")
+        assert variables["deletion_protection"] is False
         assert (variables["partition_concurrency"], variables["batch_concurrency"]) == (2, 1)
         assert variables["page_size"] == 7
 

@@ -9,13 +9,15 @@ locals {
 resource "aws_cloudwatch_log_group" "this" {
   name              = "/aws/lambda/${var.name}"
   retention_in_days = var.log_retention_days
+  kms_key_id        = var.kms_key_arn
   tags              = var.tags
 }
 
 resource "aws_iam_role" "this" {
-  name_prefix = "${var.name}-"
-  description = "Function ${var.name}"
-  tags        = var.tags
+  name_prefix          = "${var.name}-"
+  description          = "Function ${var.name}"
+  permissions_boundary = var.permissions_boundary_arn
+  tags                 = var.tags
 
   assume_role_policy = jsonencode({
     Version = "2012-10-17"
@@ -33,8 +35,10 @@ resource "aws_iam_role_policy" "this" {
   policy = jsonencode({
     Version = "2012-10-17"
     Statement = [
-      for statement in concat(var.statements, local.telemetry) :
-      { Effect = "Allow", Action = statement.actions, Resource = statement.resources }
+      for statement in concat(var.statements, local.telemetry) : merge(
+        { Effect = "Allow", Action = statement.actions, Resource = statement.resources },
+        { for condition in [try(statement.conditions, null)] : "Condition" => condition if condition != null },
+      )
     ]
   })
 }
@@ -51,6 +55,7 @@ resource "aws_lambda_function" "this" {
   architectures    = [var.architecture]
   memory_size      = var.memory_mb
   timeout          = var.timeout_seconds
+  kms_key_arn      = var.kms_key_arn
   publish          = var.snap_start
   tags             = var.tags
 

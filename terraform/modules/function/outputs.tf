@@ -27,3 +27,13 @@ output "policy" {
   description = "The function's whole IAM policy document."
   value       = aws_iam_role_policy.this.policy
 }
+
+output "permissions_boundary" {
+  description = "IAM policy that bounds the function's role."
+  value       = aws_iam_role.this.permissions_boundary
+}
+
+output "kms_key_arn" {
+  description = "Customer managed key of the function's environment."
+  value       = aws_lambda_function.this.kms_key_arn
+}

@@ -61,9 +61,20 @@ variable "environment" {
 variable "statements" {
   description = "What the function may do beside writing its own logs and traces."
   type = list(object({
-    actions   = list(string)
-    resources = list(string)
+    actions    = list(string)
+    resources  = list(string)
+    conditions = optional(map(map(list(string))))
   }))
+}
+
+variable "permissions_boundary_arn" {
+  description = "IAM policy that bounds the function's role; null for none."
+  type        = string
+}
+
+variable "kms_key_arn" {
+  description = "Customer managed key of the log group and the environment; null for AWS's own."
+  type        = string
 }
 
 variable "log_retention_days" {
