@@ -62,23 +62,23 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
 
 
 def deliver(batch: dict[str, Any], deadline: float, using: Dependencies) -> Posted:
-    """Post to every connection of a `delivery-batch` and forget those that are gone.
+    """Post to every connection of a `delivery-batch` and forget those that are closed.
 
-    A connection that may still be in its handshake keeps its row: deleting it would leave a live client that
-    never hears again. A row that cannot be deleted costs a 410 next time, and nothing else.
+    A connection whose 410 came during its handshake keeps its row, however long the batch lasts after that:
+    deleting it would leave a live client that never hears again. A row that cannot be deleted costs a 410 next
+    time, and nothing else.
     """
     recipients = [Recipient.parse(row) for row in batch["connections"]]
     pace = Pace(**batch["pace"]) if "pace" in batch else None
     posted = using.gateway.post(recipients, batch["envelope"].encode(), deadline, pace)
-    gone = [who for who, outcome in posted.outcomes if outcome == "gone" and not who.in_handshake()]
-    if gone:
+    if posted.closed:
         threads = ThreadPoolExecutor(max_workers=8)
-        tasks = [threads.submit(using.connections.delete, who.connection_id) for who in gone]
+        tasks = [threads.submit(using.connections.delete, who.connection_id) for who in posted.closed]
         done, _ = wait(tasks, timeout=FORGET_SECONDS)
         threads.shutdown(wait=False, cancel_futures=True)
         forgotten = sum(1 for task in done if not task.exception())
-        if forgotten < len(gone):
-            logger.warning("rows of gone connections kept", extra={"rows": len(gone) - forgotten})
+        if kept := len(posted.closed) - forgotten:
+            logger.warning("rows of gone connections kept", extra={"rows": kept})
     return posted
 
 

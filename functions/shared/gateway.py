@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -99,6 +99,8 @@ class Posted:
     retries: int = 0
     throttled: int = 0
     """Answers 429, whatever became of their recipients in the end."""
+    closed: list[Recipient] = field(default_factory=list)
+    """Those of the gone whose 410 came after their handshake: nobody will ever hear through them."""
 
     def count(self, outcome: Outcome) -> int:
         """How many recipients ended so."""
@@ -272,6 +274,8 @@ class _Batch:
         post.attempts += 1
         post.outcome = "delivered" if status == 200 else "gone" if status == 410 else "failed"
         now = time.monotonic()
+        if status == 410 and not post.recipient.in_handshake():
+            self._posted.closed.append(post.recipient)
         if status == 429:
             self._posted.throttled += 1
             self._sent += 1  # a refusal uses up one more post of the pace: a crowded quota slows it down

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from functions import deliver
+from functions.shared import gateway
 from functions.shared.connections import Connections, iso
-from functions.shared.gateway import Pace, Posted, Recipient
+from functions.shared.gateway import Gateway, Pace, Posted, Recipient
 from tests.schemas import conforming
 
 from .aws import DynamoDB
@@ -63,8 +64,8 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., dict[str, Any]]]:
     """Deliver to connections, all of which have a row."""
-    with gateway_to(endpoint.url) as gateway:
-        dependencies = deliver.Dependencies(gateway, Connections(dynamodb.client, "connections"))
+    with gateway_to(endpoint.url) as opened:
+        dependencies = deliver.Dependencies(opened, Connections(dynamodb.client, "connections"))
         monkeypatch.setattr(deliver, "dependencies", lambda: dependencies)
 
         def run(*connection_ids: str) -> dict[str, Any]:
@@ -106,6 +107,22 @@ def test_the_rows_of_gone_connections_are_deleted_and_no_others(
 def test_a_connection_that_may_still_be_opening_keeps_its_row(
     run: Callable[..., dict[str, Any]], dynamodb: DynamoDB
 ) -> None:
+    result = run("young=", "gone=")
+    assert (result["gone"], left(dynamodb)) == (2, ["young="])
+
+
+def test_a_connection_that_has_opened_by_the_end_of_a_long_batch_keeps_its_row(
+    run: Callable[..., dict[str, Any]], dynamodb: DynamoDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its 410 came during the handshake, and says nothing about what it is now."""
+    post = Gateway.post
+
+    def outlast(*arguments: Any) -> Posted:
+        posted = post(*arguments)
+        monkeypatch.setattr(gateway, "HANDSHAKE_SECONDS", 0)
+        return posted
+
+    monkeypatch.setattr(Gateway, "post", outlast)
     result = run("young=", "gone=")
     assert (result["gone"], left(dynamodb)) == (2, ["young="])
 
