@@ -65,8 +65,8 @@ def deliver(batch: dict[str, Any], deadline: float, using: Dependencies) -> Post
     """Post to every connection of a `delivery-batch` and forget those that are closed.
 
     A connection whose 410 came during its handshake keeps its row, however long the batch lasts after that:
-    deleting it would leave a live client that never hears again. A row that cannot be deleted costs a 410 next
-    time, and nothing else.
+    deleting it would leave a live client that never hears again. A row that cannot be deleted costs a 410
+    next time, and nothing else.
     """
     recipients = [Recipient.parse(row) for row in batch["connections"]]
     pace = Pace(**batch["pace"]) if "pace" in batch else None

@@ -44,7 +44,7 @@ LONGEST_BACKOFF_SECONDS = 2.0
 CROWD = 4
 THROTTLED_SECONDS = 10.0
 """A 429 is one client's full buffer, or the whole account's quota. When it meets at least so many recipients
-of a batch, and a tenth of them, it is the quota: then posts are repeated so long, whatever their attempts,
+of a batch, and a tenth of them, it is the quota: then posts are repeated so long, at the cost of no attempt,
 while another broadcast's burst passes. A single client's buffer gets ATTEMPTS like any other failure, for the
 next page of the partition waits for it."""
 
@@ -147,6 +147,7 @@ class Gateway:
 class _Post:
     recipient: Recipient
     attempts: int = 0
+    throttled: int = 0
     timeouts: int = 0
     replaced: bool = False
     throttled_since: float | None = None
@@ -278,6 +279,7 @@ class _Batch:
             self._posted.closed.append(post.recipient)
         if status == 429:
             self._posted.throttled += 1
+            post.throttled += 1
             self._sent += 1  # a refusal uses up one more post of the pace: a crowded quota slows it down
             if post.throttled_since is None:
                 post.throttled_since = now
@@ -291,14 +293,17 @@ class _Batch:
             self._unsettled -= 1
 
     def _is_worth_repeating(self, post: _Post, status: int | None, now: float) -> bool:
-        if status == 429 and post.throttled_since and self._crowd >= max(CROWD, self._size / 10):
-            return now - post.throttled_since < THROTTLED_SECONDS
+        spent = post.attempts
+        if post.throttled_since and self._crowd >= max(CROWD, self._size / 10):
+            if status == 429:
+                return now - post.throttled_since < THROTTLED_SECONDS
+            spent -= post.throttled
         transient = (
             post.recipient.in_handshake()
             if status == 410
             else status is None or status == 429 or status >= 500
         )
-        return transient and post.attempts < ATTEMPTS and post.timeouts < POST_TIMEOUTS
+        return transient and spent < ATTEMPTS and post.timeouts < POST_TIMEOUTS
 
     def _next_moment(self) -> float:
         """When something is to be done even if no answer comes."""

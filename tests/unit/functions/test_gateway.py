@@ -266,6 +266,13 @@ def test_a_quota_that_many_meet_is_waited_for_beyond_the_attempts() -> None:
     assert posted.throttled == 20 * len(refusals)
 
 
+def test_what_a_crowded_quota_refused_leaves_the_attempts_for_other_faults() -> None:
+    fates = {f"c{n}": [answer(429)] * ATTEMPTS + [answer(503)] * (ATTEMPTS - 1) + [OK] for n in range(8)}
+    with Endpoint(scripted(fates)) as endpoint:
+        posted = post(endpoint.url, old(*fates))
+    assert posted.count("delivered") == len(fates)
+
+
 def test_one_full_buffer_among_many_gets_no_more_than_the_attempts() -> None:
     with Endpoint(scripted({"slow": [answer(429)]})) as endpoint:
         posted = post(endpoint.url, old("slow", *(f"c{n}" for n in range(20))))
