@@ -214,7 +214,7 @@ class _Batch:
             post = self._ready.popleft()
             self._sent += 1
             try:
-                wire = self._wires.take(now, self._deadline, fresh=post.replaced)
+                wire = self._wires.take(now, self._deadline)
             except BROKEN:
                 self._settle(post, None)
                 continue
@@ -252,12 +252,14 @@ class _Batch:
     def _lose(self, wire: Wire) -> None:
         """Replace a wire that broke. One that had idled may have died long ago, and its post did not fail.
 
-        That is believed once a post: it may be what kills the wires, and each of them may have taken it.
+        Those still idle may have died with it, so the post gets another. All that is believed once a post: it
+        may be what kills the wires, and each of them may have taken it.
         """
         _, post = self._flying.pop(wire)
         self._wires.drop(wire)
         if wire.used and not wire.answering and not post.replaced:
             post.replaced = True
+            self._wires.drop_idle()
             self._ready.appendleft(post)
         else:
             self._settle(post, None)
@@ -334,14 +336,11 @@ class _Wires:
         self._addresses_until = 0.0
         self._unresolved_until = 0.0
 
-    def take(self, now: float, deadline: float, *, fresh: bool) -> Wire:
-        """An idle wire, or a new one. Raises one of BROKEN when the host has no address.
-
-        For a `fresh` one, those that are idle are closed: they may have died like the one before it.
-        """
+    def take(self, now: float, deadline: float) -> Wire:
+        """An idle wire, or a new one. Raises one of BROKEN when the host has no address."""
         while self._idle:
             idle_since, wire = self._idle.pop()
-            if not fresh and now - idle_since < IDLE_SECONDS:
+            if now - idle_since < IDLE_SECONDS:
                 return wire
             self.drop(wire)
         if now < self._unresolved_until:
@@ -375,6 +374,11 @@ class _Wires:
             return
         self._tls_session = self._tls_session or wire.tls_session()
         self._idle.append((time.monotonic(), wire))
+
+    def drop_idle(self) -> None:
+        """Close the wires that carry no request."""
+        for _, wire in list(self._idle):
+            self.drop(wire)
 
     def drop(self, wire: Wire) -> None:
         """Close a wire, idle or not."""

@@ -243,6 +243,14 @@ def test_kept_connections_that_have_died_together_cost_no_attempt_either() -> No
     assert endpoint.posts_to("c5") == 2
 
 
+def test_a_post_whose_connection_was_replaced_is_repeated_over_kept_ones() -> None:
+    script = scripted({"c2": [RESET, answer(503), answer(503), OK]})
+    with Endpoint(script) as endpoint, gateway_to(endpoint.url, concurrency=1) as opened:
+        posted = opened.post(old("c1", "c2"), BODY, time.monotonic() + LONG)
+    assert (posted.count("delivered"), posted.retries) == (2, 2)
+    assert endpoint.streams == 2
+
+
 def test_a_request_that_kills_every_connection_fails_after_as_many_attempts_as_any_other() -> None:
     with Endpoint(scripted({"killer": [RESET]})) as endpoint:
         posted = post(endpoint.url, old("c1", "killer", "c2"), concurrency=1)
