@@ -190,7 +190,7 @@ class _Batch:
             self._launch(now)
             if not self._unsettled:
                 break  # the last were settled without being sent: there is no answer to wait for
-            for wire in self._wires.wait(self._next_moment() - now):
+            for wire in self._wires.wait(self._next_moment() - time.monotonic()):
                 self._advance(wire)
             self._expire(time.monotonic())
         for wire in self._flying:
@@ -218,6 +218,7 @@ class _Batch:
             except BROKEN:
                 self._settle(post, None)
                 continue
+            now = time.monotonic()  # the name may have taken a while to resolve
             self._flying[wire] = now + POST_TIMEOUT_SECONDS, post
             self._start(wire, post)
 

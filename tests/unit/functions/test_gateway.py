@@ -487,6 +487,25 @@ def test_a_resolver_that_hangs_does_not_outlast_the_deadline(monkeypatch: pytest
     assert posted.count("failed") == 2
 
 
+def test_a_resolver_that_is_slow_leaves_a_post_all_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes 0.3 s of 0.4 s, and the answer 0.2 s."""
+    real = socket.getaddrinfo
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        threading.Event().wait(0.3)
+        return real(*arguments, **options)
+
+    async def late(request: Request) -> Answer:
+        await asyncio.sleep(0.2)
+        return OK
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    monkeypatch.setattr(gateway, "POST_TIMEOUT_SECONDS", 0.4)
+    with Endpoint(late) as endpoint:
+        posted = post(endpoint.url, old("c1"))
+    assert (outcomes(posted), posted.retries) == ({"c1": "delivered"}, 0)
+
+
 # Credentials
 
 
