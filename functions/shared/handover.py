@@ -91,7 +91,7 @@ class Handover:
         entries = [
             notification(message, user, profiles.get(user.user_id, {}), str(n)) for n, user in enumerate(mine)
         ]
-        refused = sum(self._publish(group) for group in _publishable(entries))
+        refused = self._publish(entries)
         return HandedOver(offline=len(mine) - refused, failed=refused)
 
     def _claim(self, user: Missed, message_id: str, claim: str) -> bool:
@@ -159,12 +159,17 @@ class Handover:
         return profiles
 
     def _publish(self, entries: list[dict[str, Any]]) -> int:
-        """Publish a batch and return how many of its entries SNS still refused after PUBLISH_ATTEMPTS."""
+        """Publish all, and return how many SNS still refused after PUBLISH_ATTEMPTS.
+
+        They pause together, so that the function has the time for it however many they are.
+        """
         for attempt in range(PUBLISH_ATTEMPTS):
             if attempt:
                 time.sleep(0.2 * 2**attempt)
-            answer = self._sns.publish_batch(TopicArn=self._topic_arn, PublishBatchRequestEntries=entries)
-            refused = {failure["Id"] for failure in answer.get("Failed", ())}
+            refused: set[str] = set()
+            for group in _publishable(entries):
+                answer = self._sns.publish_batch(TopicArn=self._topic_arn, PublishBatchRequestEntries=group)
+                refused |= {failure["Id"] for failure in answer.get("Failed", ())}
             entries = [entry for entry in entries if entry["Id"] in refused]
             if not entries:
                 break

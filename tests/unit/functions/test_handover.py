@@ -328,8 +328,18 @@ def test_what_sns_keeps_refusing_is_counted(handing: Handover, sns: Sns, naps: l
     sns.refuse = lambda call, entry: entry["Id"] in {"3", "12"}
     users = [missed(f"u{n}", f"c{n}") for n in range(15)]
     assert handing.hand_over(batch(*users)) == HandedOver(offline=13, failed=2)
-    assert len(sns.called("PublishBatch")) == 2 * handover.PUBLISH_ATTEMPTS
+    assert len(sns.called("PublishBatch")) == 2 + handover.PUBLISH_ATTEMPTS - 1  # the two refused share one
     assert len(sns.users) == 13
+
+
+def test_pauses_are_as_long_for_a_whole_page_as_for_one(
+    handing: Handover, sns: Sns, naps: list[float]
+) -> None:
+    """A page of 500 whom SNS refuses must not outlast the function: then they would be told twice."""
+    sns.refuse = lambda call, entry: True
+    users = [missed(f"u{n}", f"c{n}") for n in range(60)]
+    assert handing.hand_over(batch(*users)) == HandedOver(offline=0, failed=60)
+    assert sum(naps) < 2
 
 
 def test_profiles_are_read_however_many_users_and_unprocessed_keys_there_are(
