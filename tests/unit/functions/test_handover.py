@@ -200,11 +200,18 @@ def test_the_ledger_is_kept_as_long_as_the_messages_and_no_client_reads_it(
     (row,) = dynamodb.rows("messages")
     assert before + 600 <= row.pop("ttl") <= time.time() + 600
     assert row == {
-        "audience": f"handover#{MESSAGE_ID}",
-        "messageId": "u1",
+        "audience": "handover#u1",
+        "messageId": MESSAGE_ID,
         "failedConnections": {"c1", "c2"},
         "claimedBy": "claim-1",
     }
+
+
+def test_the_ledger_of_one_message_is_spread_over_as_many_partitions_as_users(
+    handing: Handover, dynamodb: DynamoDB
+) -> None:
+    handing.hand_over(batch(*(missed(f"u{n}", f"c{n}") for n in range(20))))
+    assert len({row["audience"] for row in dynamodb.rows("messages")}) == 20
 
 
 # Several hand-overs at once
