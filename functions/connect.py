@@ -48,17 +48,22 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     logger.append_keys(connectionId=connection_id)
     if event["requestContext"]["eventType"] != "CONNECT":
         return errors.misrouted()
+    outcome = "Failed"
     try:
         headers = admit(event, connection_id, dependencies())
+        outcome = "Opened"
+        return {"statusCode": 200, "headers": headers}
     except (errors.OriginRefused, errors.TokenRefused, errors.UserRefused) as refusal:
+        outcome = "Refused"
         logger.warning("connection refused", extra={"reason": f"{type(refusal).__name__}: {refusal}"})
-        metrics.add_metric("ConnectionsRefused", "Count", 1)
         return {"statusCode": refusal.status}
     except Exception:
         logger.exception("connection failed")
         return {"statusCode": 500}
-    metrics.add_metric("ConnectionsOpened", "Count", 1)
-    return {"statusCode": 200, "headers": headers}
+    finally:
+        # All three each time: metric math has no value at a time for which any of its metrics has none.
+        for each in ("Opened", "Refused", "Failed"):
+            metrics.add_metric(f"Connections{each}", "Count", int(each == outcome))
 
 
 def admit(event: dict[str, Any], connection_id: str, using: Dependencies) -> dict[str, str]:

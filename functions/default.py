@@ -112,6 +112,7 @@ def respond(text: str, connection_id: str, using: Dependencies) -> Message:
         logger.warning("message refused", extra={"code": refusal.code, "reason": str(refusal)})
         return errors.reply(refusal, reply_to)
     except Exception as error:
+        metrics.add_metric("ClientMessagesFailed", "Count", 1)
         logger.exception("message failed")
         return errors.reply(error, reply_to)
 

@@ -22,6 +22,13 @@ locals {
     }
   }
 
+  # The service's name is the metrics' dimension and the traces' annotation: it tells deployments apart.
+  telemetry_environment = {
+    POWERTOOLS_LOG_LEVEL         = var.log_level
+    POWERTOOLS_METRICS_NAMESPACE = local.metrics_namespace
+    POWERTOOLS_SERVICE_NAME      = var.name_prefix
+  }
+
   # Each function is functions/<name>.py. `statements` is all that it may do beside logging and tracing.
   functions = {
     connect = {
@@ -156,9 +163,5 @@ module "function" {
 
   permissions_boundary_arn = var.permissions_boundary_arn
 
-  environment = merge(each.value.environment, {
-    POWERTOOLS_LOG_LEVEL         = var.log_level
-    POWERTOOLS_METRICS_NAMESPACE = "Muster"
-    POWERTOOLS_SERVICE_NAME      = "muster"
-  })
+  environment = merge(each.value.environment, local.telemetry_environment)
 }

@@ -8,6 +8,8 @@ locals {
         fanout_arn            = local.state_machine_arns.fanout
         messages_table        = local.table_names.messages
         topic_arn             = aws_sns_topic.offline.arn
+        metrics_namespace     = local.metrics_namespace
+        service               = var.name_prefix
         partition_concurrency = var.partition_concurrency
         post_burst            = var.post_burst
         post_rate             = var.post_rate
@@ -22,6 +24,7 @@ locals {
           { actions = ["dynamodb:PutItem"], resources = [local.table_arns.messages] },
           { actions = ["states:StartSyncExecution"], resources = [local.state_machine_arns.fanout] },
           { actions = ["sns:Publish"], resources = [aws_sns_topic.offline.arn] },
+          local.metrics_statement,
         ],
       )
     }
@@ -32,6 +35,8 @@ locals {
         offline_arn       = module.function["offline"].arn
         connections_table = local.table_names.connections
         topic_arn         = aws_sns_topic.offline.arn
+        metrics_namespace = local.metrics_namespace
+        service           = var.name_prefix
         page_size         = var.page_size
         batch_size        = var.batch_size
         batch_concurrency = var.batch_concurrency
@@ -47,9 +52,17 @@ locals {
           },
           { actions = ["lambda:InvokeFunction"], resources = [module.function["deliver"].arn, module.function["offline"].arn] },
           { actions = ["sns:Publish"], resources = [aws_sns_topic.offline.arn] },
+          local.metrics_statement,
         ],
       )
     }
+  }
+
+  # The action takes no resource; its namespace is all that can be narrowed.
+  metrics_statement = {
+    actions    = ["cloudwatch:PutMetricData"]
+    resources  = ["*"]
+    conditions = { StringEquals = { "cloudwatch:namespace" = [local.metrics_namespace] } }
   }
 
   # What Step Functions asks of a machine's role before it delivers logs and traces; none can be narrowed to a resource.

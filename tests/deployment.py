@@ -104,6 +104,10 @@ class Deployment:
         return self.outputs.session().client("apigatewaymanagementapi", endpoint_url=endpoint)
 
     @cached_property
+    def cloudwatch(self) -> Any:
+        return self.outputs.client("cloudwatch")
+
+    @cached_property
     def _sns(self) -> Any:
         return self.outputs.client("sns")
 
@@ -271,6 +275,25 @@ class Deployment:
         return items
 
     # ---- what reached SNS
+
+    @property
+    def name(self) -> str:
+        """Return the deployment's `name_prefix`."""
+        return self.outputs.broadcast_state_machine_arn.rpartition(":")[2].removesuffix("-broadcast")
+
+    def metric(self, name: str) -> float:
+        """Return the sum of what the deployment has counted under this metric in the last hour."""
+        now = datetime.now(UTC)
+        answer = self.cloudwatch.get_metric_statistics(
+            Namespace="Muster",
+            MetricName=name,
+            Dimensions=[{"Name": "service", "Value": self.name}],
+            StartTime=now - timedelta(hours=1),
+            EndTime=now + timedelta(minutes=1),
+            Period=60,
+            Statistics=["Sum"],
+        )
+        return float(sum(point["Sum"] for point in answer["Datapoints"]))
 
     def notifications(self, message_id: str, reason: str | None = None) -> list[Notification]:
         """Return what the offline topic has carried about a message, as its SQS queue got it.

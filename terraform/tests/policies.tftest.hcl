@@ -191,17 +191,18 @@ run "state_machines" {
   command = plan
 
   assert {
-    condition = slice(jsondecode(aws_iam_role_policy.state_machine["broadcast"].policy).Statement, 0, 4) == [
+    condition = slice(jsondecode(aws_iam_role_policy.state_machine["broadcast"].policy).Statement, 0, 5) == [
       { Effect = "Allow", Action = ["lambda:InvokeFunction"], Resource = ["arn:aws:lambda:eu-west-1:123456789012:function:muster-accept"] },
       { Effect = "Allow", Action = ["dynamodb:PutItem"], Resource = ["arn:aws:dynamodb:eu-west-1:123456789012:table/muster-messages"] },
       { Effect = "Allow", Action = ["states:StartSyncExecution"], Resource = ["arn:aws:states:eu-west-1:123456789012:stateMachine:muster-fanout"] },
       { Effect = "Allow", Action = ["sns:Publish"], Resource = ["arn:aws:sns:eu-west-1:123456789012:muster-offline"] },
+      { Effect = "Allow", Action = ["cloudwatch:PutMetricData"], Resource = ["*"], Condition = { StringEquals = { "cloudwatch:namespace" = ["Muster"] } } },
     ]
-    error_message = "broadcast invokes accept, records the message, runs fanout and notifies."
+    error_message = "broadcast invokes accept, records the message, runs fanout, notifies, and counts what it could not reach."
   }
 
   assert {
-    condition = slice(jsondecode(aws_iam_role_policy.state_machine["fanout"].policy).Statement, 0, 3) == [
+    condition = slice(jsondecode(aws_iam_role_policy.state_machine["fanout"].policy).Statement, 0, 4) == [
       {
         Effect = "Allow"
         Action = ["dynamodb:Query"]
@@ -221,18 +222,19 @@ run "state_machines" {
         ]
       },
       { Effect = "Allow", Action = ["sns:Publish"], Resource = ["arn:aws:sns:eu-west-1:123456789012:muster-offline"] },
+      { Effect = "Allow", Action = ["cloudwatch:PutMetricData"], Resource = ["*"], Condition = { StringEquals = { "cloudwatch:namespace" = ["Muster"] } } },
     ]
-    error_message = "fanout queries the indexes, invokes deliver and offline, and notifies."
+    error_message = "fanout queries the indexes, invokes deliver and offline, notifies, and counts what it could not reach."
   }
 
   assert {
     condition = alltrue([
       for policy in aws_iam_role_policy.state_machine : alltrue([
         for statement in jsondecode(policy.policy).Statement :
-        statement.Resource != ["*"] || alltrue([for action in statement.Action : can(regex("^(logs:.*Log|logs:.*ResourcePolic|xray:)", action))])
+        statement.Resource != ["*"] || can(statement.Condition) || alltrue([for action in statement.Action : can(regex("^(logs:.*Log|logs:.*ResourcePolic|xray:)", action))])
       ])
     ])
-    error_message = "Only log delivery and tracing, which take no resource, may have any."
+    error_message = "Only log delivery and tracing, which take no resource, may have any; what the metrics may be named is narrowed."
   }
 
   assert {

@@ -92,6 +92,8 @@ class Machines:
         self.reported: dict[str, str] = {}
         """The latest outcome that Deliver returned for each connection."""
         self.calls: Counter[str] = Counter()
+        self.counted: Counter[str] = Counter()
+        """What the state machines themselves counted in the latest broadcast, by metric."""
         self.post_seconds = 20.0
         """The time that an invocation of Deliver has for posting."""
         self._trouble: Trouble = {}
@@ -107,6 +109,8 @@ class Machines:
             "connections_table": "connections",
             "messages_table": "messages",
             "topic_arn": TOPIC,
+            "metrics_namespace": "Muster",
+            "service": "muster",
             "partition_concurrency": "2",
             "batch_concurrency": "2",
             "post_rate": "2000",
@@ -168,6 +172,7 @@ class Machines:
     def broadcast(self, target: Json, *, trouble: Trouble | None = None, **request: Any) -> Json:
         """Broadcast to a target, in trouble of some kinds, and return the receipt, which adds up."""
         self.reported, self.calls, self._trouble = {}, Counter(), trouble or {}
+        self.counted = Counter()
         document = {
             "type": "alert",
             "target": target,
@@ -225,6 +230,7 @@ class Machines:
                 "aws-sdk:dynamodb:query": self._query,
                 "aws-sdk:sfn:startSyncExecution": self._fan_out,
                 "sns:publish": self._publish,
+                "aws-sdk:cloudwatch:putMetricData": self._measure,
             }[kind](arguments)
         except Failure as failure:
             name = {
@@ -232,6 +238,7 @@ class Machines:
                 "query": "DynamoDb.ProvisionedThroughputExceededException",
                 "fanout": "Sfn.StateMachineDeletingException",
                 "publish": "SNS.AuthorizationErrorException",
+                "measure": "CloudWatch.InternalServiceFaultException",
             }.get(str(failure), "Runtime.ExitError")
             raise stepfunctions._ExecutionError(name, "told to fail") from failure
 
@@ -272,6 +279,13 @@ class Machines:
         self._fail("publish")
         self.published.append(json.loads(arguments["Message"]))
         return {"MessageId": "m"}
+
+    def _measure(self, arguments: Json) -> Json:
+        self._fail("measure")
+        for metric in arguments["MetricData"]:
+            with self._lock:
+                self.counted[metric["MetricName"]] += metric["Value"]
+        return {}
 
     def _accept(self, event: Json) -> Json:
         execution = accept.Execution(event["execution"]["id"], epoch(event["execution"]["startTime"]))

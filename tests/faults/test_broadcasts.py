@@ -299,6 +299,7 @@ def test_later_page_that_stays_throttled_keeps_what_was_delivered(crowd: Crowd) 
     partition = {"scope": "shelter", "value": "north"}
     assert (_outcomes(receipt), receipt["pages"]) == ((4, 0, 0), 1)
     assert receipt["unreached"] == crowd.machines.told(receipt["id"]).partitions == [partition]
+    assert crowd.machines.counted == {"PartitionsUnreached": 1}
     assert set(crowd.proxy.taken.values()) == {1}
 
 
@@ -376,6 +377,19 @@ def test_sns_refusing_everything_is_in_the_receipt(crowd: Crowd) -> None:
 
     assert (_outcomes(receipt), receipt["offline"], receipt["offlineFailed"]) == ((0, 6, 0), 0, 6)
     assert receipt["notified"] is False
+    # The six users of the page, and one for the whole target.
+    assert crowd.machines.counted == {"OfflineFailed": 6 + 1}
+
+
+def test_a_broadcast_whose_troubles_cannot_be_counted_ends_with_its_receipt(crowd: Crowd) -> None:
+    crowd.proxy.reset(Script(otherwise=GONE))
+
+    receipt = crowd.tell(
+        trouble={"hand_over": ALWAYS, "publish": ALWAYS, "measure": ALWAYS}, offline="always"
+    )
+
+    assert (receipt["offlineFailed"], receipt["notified"]) == (6, False)
+    assert crowd.machines.counted == {}
 
 
 def test_sns_refusing_some_users_counts_them(crowd: Crowd) -> None:

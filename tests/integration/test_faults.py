@@ -142,6 +142,7 @@ def test_partition_whose_fan_out_fails_is_published_and_named(
     broken = f"$states.input.partition.scope = 'user' ? $number('{MISSING}') : {begin}"
     machine = variants.broadcast({begin: broken}, NO_PAUSE)
     target = {"shelters": [shelter], "users": [user.user_id]}
+    counted = deployment.metric("PartitionsUnreached")
 
     receipt = deployment.broadcast(target, machine=machine)
     silent = deployment.broadcast(target, machine=machine, offline="never")
@@ -153,6 +154,7 @@ def test_partition_whose_fan_out_fails_is_published_and_named(
     (notification,) = deployment.notifications(receipt["id"], "unreached")
     assert notification.body["partition"] == partition
     assert deployment.notifications(silent["id"]) == []
+    assert deployment.metric("PartitionsUnreached") == counted + 2
     assert [item["messageId"] for item in deployment.queued(f"user#{user.user_id}")] == sorted(
         [receipt["id"], silent["id"]]
     )
@@ -196,8 +198,10 @@ def test_receipt_counts_the_users_whom_nothing_could_be_told_about(
     connect(user)
     offline, topic = variants.arn_of("offline"), deployment.outputs.offline_topic_arn
     machine = variants.broadcast({offline: f"{offline}-{MISSING}", topic: f"{topic}-{MISSING}"})
+    counted = deployment.metric("OfflineFailed")
 
     receipt = deployment.broadcast({"users": [user.user_id]}, machine=machine)
 
     assert (receipt["gone"], receipt["offline"], receipt["offlineFailed"]) == (1, 0, 1)
+    assert deployment.metric("OfflineFailed") == counted + 1
     assert len(deployment.queued(f"user#{user.user_id}")) == 1

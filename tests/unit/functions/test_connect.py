@@ -160,7 +160,6 @@ def test_an_hmac_token_is_refused_where_key_pairs_are_configured(
     assert dynamodb.rows("connections") == []
 
 
-@pytest.mark.filterwarnings("ignore:No application metrics")
 def test_keys_that_cannot_be_read_fail_the_handshake_and_refuse_nobody(
     dynamodb: DynamoDB, context: Context, logs: Logs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,15 +245,15 @@ def test_a_message_that_names_the_route_is_no_handshake(
     assert dynamodb.calls == []
 
 
-@pytest.mark.filterwarnings("ignore:No application metrics")
 def test_an_unexpected_failure_is_500_and_its_cause_is_in_the_log_only(
     dynamodb: DynamoDB, context: Context, logs: Logs
 ) -> None:
     dynamodb.failing.add("GetItem")
     presented = token()
     assert connect.handler(handshake(presented), context) == {"statusCode": 500}
-    (line,) = logs()
+    line, metrics = logs()
     assert line["message"] == "connection failed"
+    assert metrics["ConnectionsFailed"] == [1]
     assert "the disk of host 10.0.0.7 is full" in line["exception"]
     assert not leaks(presented, json.dumps(line))
     assert dynamodb.rows("connections") == []

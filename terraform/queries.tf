@@ -1,0 +1,49 @@
+locals {
+  # Title -> a question that is asked when something is wrong. The fields are those that functions/ log.
+  queries = {
+    # Replace the id; a receipt, an `ack` and a client's message all carry it.
+    "a broadcast by its id" = <<-EOT
+      fields @timestamp, function_name, level, message, delivered, gone, failed, retries, offline, offlineFailed, milliseconds
+      | filter messageId = "00000000-0000-7000-8000-000000000000"
+      | sort @timestamp asc
+      | limit 1000
+    EOT
+    "slowest batches"       = <<-EOT
+      fields @timestamp, messageId, milliseconds, delivered, gone, failed, retries, function_request_id
+      | filter message = "batch posted"
+      | sort milliseconds desc
+      | limit 50
+    EOT
+    "refusals at connect"   = <<-EOT
+      filter message = "connection refused"
+      | stats count(*) as refusals by reason, bin(5m) as time
+      | sort time desc, refusals desc
+    EOT
+    # A function that runs out of time or memory leaves no JSON behind, only Lambda's own line.
+    "errors" = <<-EOT
+      fields @timestamp, function_name, message, reason, exception_name, connectionId, messageId, function_request_id, @message
+      | filter level in ["ERROR", "CRITICAL"] or @message like /Task timed out|Runtime exited|Runtime.ExitError/
+      | sort @timestamp desc
+      | limit 200
+    EOT
+  }
+}
+
+# MiniStack has neither saved queries nor X-Ray.
+resource "aws_cloudwatch_query_definition" "this" {
+  for_each = var.execute_api_url == null ? local.queries : {}
+
+  # A slash makes a folder in the console.
+  name            = "${var.name_prefix}/${each.key}"
+  query_string    = each.value
+  log_group_names = [for function in module.function : function.log_group]
+}
+
+# The traces in which any function of this deployment takes part: Powertools puts its service name on each.
+resource "aws_xray_group" "this" {
+  count = var.execute_api_url == null ? 1 : 0
+
+  group_name        = var.name_prefix
+  filter_expression = "annotation.Service = \"${var.name_prefix}\""
+  tags              = var.tags
+}
