@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,25 @@ import pytest
 from muster import Stack, emulator, repository
 from muster.bundle import host_architecture
 from muster.terraform import Terraform
+from tests.deployment import Deployment
 from tests.examples import EXAMPLES, copy_of
 
 
+@pytest.fixture(scope="module")
+def people(deployment: Deployment) -> Iterator[None]:
+    """The table that an example finds in its account and region."""
+    dynamodb = deployment.outputs.client("dynamodb", region_name="eu-west-1")
+    dynamodb.create_table(
+        TableName="people",
+        KeySchema=[{"AttributeName": "userId", "KeyType": "HASH"}],
+        AttributeDefinitions=[{"AttributeName": "userId", "AttributeType": "S"}],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    yield
+    dynamodb.delete_table(TableName="people")
+
+
+@pytest.mark.usefixtures("people")
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_plans_only_additions(example: str, stack: Stack, tmp_path: Path) -> None:
     folder = copy_of(example, tmp_path)
