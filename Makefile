@@ -56,8 +56,9 @@ fmt: $(READY) ## Format Python and Terraform
 	$(BIN)/ruff format
 	$(MUSTER) terraform fmt -recursive
 
-docs: $(READY) ## Write the tables of inputs and outputs into terraform/README.md
+docs: $(READY) ## Write the tables of terraform/README.md and docs/cost.md
 	$(BIN)/python -m docs.terraform_tables
+	$(BIN)/python -m bench.cost --write
 
 clean: ## Stop the local stack; remove .venv/, build/ and caches
 	@if [ -x $(MUSTER) ]; then $(MUSTER) down; fi

@@ -23,6 +23,7 @@ import pytest
 os.environ.setdefault("POWERTOOLS_SERVICE_NAME", "muster")
 os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "Muster")
 
+from bench import cost
 from functions import accept, connect, default, deliver, disconnect, offline
 from functions.shared.errors import InvalidMessage, TokenRefused
 from functions.shared.gateway import Posted, Recipient
@@ -240,6 +241,12 @@ def test_every_metric_exists_under_exactly_these_dimensions(
 
 def test_every_metric_of_muster_is_on_the_dashboard(graphs: list[Json], emitted: set[Metric]) -> None:
     assert {metric for metric in named([], graphs) if metric[0] == "Muster"} == emitted
+
+
+def test_what_is_paid_for_each_is_counted(alarms: list[Json], emitted: set[Metric]) -> None:
+    """A page of docs/ says what they cost. A metric alarm is paid for by its metrics."""
+    assert len(emitted) == cost.METRICS
+    assert sum(len(list(of_alarm(alarm))) for alarm in alarms) == cost.ALARM_METRICS
 
 
 def test_no_metric_is_another_deployments(alarms: list[Json], graphs: list[Json]) -> None:
