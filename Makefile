@@ -48,7 +48,7 @@ bench: $(READY) ## Measure delivery and whole broadcasts, and compare (needs ngi
 	$(BIN)/python -m bench.delivery --svg docs/delivery.svg
 	$(BIN)/python -m bench.broadcast
 
-build: $(READY) ## Build build/functions.zip and build/layer.zip for AWS Lambda
+build: $(READY) ## Build the Lambda bundle for AWS into build/
 	$(MUSTER) build
 
 fmt: $(READY) ## Format Python and Terraform

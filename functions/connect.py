@@ -30,7 +30,7 @@ def dependencies() -> Dependencies:
     config = settings.load(settings.Connect)
     return Dependencies(
         config,
-        tokens.Verifier(config, client("secretsmanager")),
+        tokens.Verifier(config, client("secretsmanager") if config.jwt_secret_arn else None),
         Users(client("dynamodb"), config.users_table),
         Connections(client("dynamodb"), config.connections_table),
     )

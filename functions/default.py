@@ -12,17 +12,20 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from os import urandom
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import BotoCoreError, ClientError
 
-from functions.shared import broadcasts, errors, messages, settings, tokens
+from functions.shared import broadcasts, errors, messages, settings
 from functions.shared.clients import client
 from functions.shared.connections import Connection, Connections, Users, epoch, iso
 from functions.shared.errors import Fault
 from functions.shared.telemetry import logger, metrics, tracer
 from functions.shared.validation import parse_object, validate
+
+if TYPE_CHECKING:
+    from functions.shared import tokens
 
 MAX_FRAME_BYTES = 32 * 1024
 """API Gateway closes a connection that sends a larger frame; other endpoints may let it through.
@@ -46,7 +49,7 @@ class Dependencies:
     """What the actions work with."""
 
     settings: settings.Default
-    verifier: tokens.Verifier
+    verifier: Callable[[], "tokens.Verifier"]
     users: Users
     connections: Connections
     queue: messages.Queue
@@ -61,13 +64,22 @@ def dependencies() -> Dependencies:
     dynamodb = client("dynamodb")
     return Dependencies(
         config,
-        tokens.Verifier(config, client("secretsmanager")),
+        verifier,
         Users(dynamodb, config.users_table),
         Connections(dynamodb, config.connections_table),
         messages.Queue(dynamodb, config.messages_table),
         broadcasts.Starter(client("stepfunctions"), config.broadcast_state_machine_arn),
         client("apigatewaymanagementapi", config.connections_endpoint),
     )
+
+
+@cache
+def verifier() -> "tokens.Verifier":
+    """Built for the first renewal: its imports are a quarter of this function's, and few events need them."""
+    from functions.shared import tokens  # noqa: PLC0415
+
+    config = settings.load(settings.Default)
+    return tokens.Verifier(config, client("secretsmanager") if config.jwt_secret_arn else None)
 
 
 @logger.inject_lambda_context(clear_state=True)
@@ -186,7 +198,7 @@ def resume(frame: Message, connection: Connection, using: Dependencies) -> Messa
 
 def renew(frame: Message, connection: Connection, using: Dependencies) -> Message:
     """Let the connection live as long as a fresh token of the same user."""
-    claims = using.verifier.verify(frame["token"])
+    claims = using.verifier().verify(frame["token"])
     if claims.user_id != connection.user_id:
         raise errors.TokenRefused("another user's")
     using.users.active(claims.user_id)

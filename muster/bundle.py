@@ -1,11 +1,15 @@
-"""The Lambda bundle: functions.zip (the code and its schemas) and layer.zip (its dependencies).
+"""The Lambda bundle: functions.zip (the code and its schemas), layer.zip (its dependencies) and bundle.json.
 
-Both are deterministic: the same commit gives the same bytes on every machine, so Terraform sees no change
+bundle.json says what the two are for (`runtime`, `architecture`) and which they are (`sha256`), so that
+Terraform can refuse a bundle that does not fit.
+
+All are deterministic: the same commit gives the same bytes on every machine, so Terraform sees no change
 where there is none. Entries are sorted, stored uncompressed (zlib builds differ), and carry
 a fixed time and mode. The layer is kept in a cache, named after everything that decides its content.
 """
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -30,12 +34,16 @@ ARCHITECTURE: Architecture = "arm64"
 
 FUNCTIONS = "functions.zip"
 LAYER = "layer.zip"
+MANIFEST = "bundle.json"
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _UNIX = 3
 _REGULAR_FILE = 0o100644 << 16
 _INSTALL_TRACES = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}
 _UNUSED_FOLDERS = {"__pycache__", "tests", "test", "benchmarks", "sboms"}
+_UNUSED_SUFFIXES = {".pyc", ".pyi"}
+# cryptography needs cffi's compiled half only; the other two serve HTTP, and type checkers.
+_UNUSED_PACKAGES = {("cffi",), ("aws_lambda_powertools", "event_handler"), ("wrapt-stubs",)}
 
 # Amazon Linux 2 (python3.11) has glibc 2.26; Amazon Linux 2023 (python3.12 and later) has glibc 2.34.
 # pip does not expand newer tags to older ones, so the accepted ones are listed.
@@ -46,10 +54,11 @@ _MACHINES: dict[Architecture, str] = {"arm64": "aarch64", "x86_64": "x86_64"}
 
 @dataclass(frozen=True)
 class Bundle:
-    """Where the two archives are."""
+    """Where the two archives and their description are."""
 
     functions: Path
     layer: Path
+    manifest: Path
 
 
 def host_architecture() -> Architecture:
@@ -71,24 +80,32 @@ def build(
     tags = _GLIBC_TAGS_2023 if int(version[1]) >= 12 else _GLIBC_TAGS
     platforms = [f"--platform={tag}_{_MACHINES[architecture]}" for tag in tags]
     target = [f"--python-version=3.{version[1]}", "--implementation=cp", *platforms]
-    return _build(out or repository.root() / "build", target)
+    return _build(out or repository.root() / "build", target, runtime, architecture)
 
 
 def build_local(out: Path) -> Bundle:
-    """Build the bundle into `out` for this interpreter and machine, where the embedded stack runs it."""
-    return _build(out, [])
+    """Build the bundle into `out` for this interpreter and machine, where the embedded stack runs it.
+
+    It calls itself one for the default runtime: the emulator runs every Python runtime with this interpreter.
+    """
+    return _build(out, [], RUNTIME, host_architecture())
 
 
-def _build(out: Path, target: list[str]) -> Bundle:
+def _build(out: Path, target: list[str], runtime: str, architecture: Architecture) -> Bundle:
     root = repository.root()
     out.mkdir(parents=True, exist_ok=True)
-    bundle = Bundle(out / FUNCTIONS, out / LAYER)
+    bundle = Bundle(out / FUNCTIONS, out / LAYER, out / MANIFEST)
     sources = [*(root / "functions").rglob("*.py"), *(root / "schemas").glob("*.schema.json")]
     _write_zip(bundle.functions, {path.relative_to(root).as_posix(): path for path in sources})
     cached = _cached_layer(root, target)
     partial = bundle.layer.with_suffix(f".{os.getpid()}.partial")
     shutil.copyfile(cached, partial)
     partial.replace(bundle.layer)
+    digests = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (bundle.functions, bundle.layer)
+    }
+    manifest = {"runtime": runtime, "architecture": architecture, "sha256": digests}
+    bundle.manifest.write_text(json.dumps(manifest, indent=2) + "\n")
     return bundle
 
 
@@ -130,8 +147,9 @@ def _pip_install(requirements: Path, site: Path, target: list[str]) -> None:
 def _is_needed(name: PurePath) -> bool:
     """Tell whether a file of the site directory is used at run time; pip's traces also vary by machine."""
     return (
-        name.suffix != ".pyc"
+        name.suffix not in _UNUSED_SUFFIXES
         and name.parts[0] != "bin"
+        and not any(name.parts[: len(package)] == package for package in _UNUSED_PACKAGES)
         and not _UNUSED_FOLDERS.intersection(name.parts[:-1])
         and not (name.parts[0].endswith(".dist-info") and name.name in _INSTALL_TRACES)
     )

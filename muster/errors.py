@@ -29,7 +29,7 @@ class OutputsError(MusterError):
 
 
 class BundleError(MusterError):
-    """functions.zip or layer.zip cannot be built."""
+    """The Lambda bundle cannot be built."""
 
 
 class TerraformError(MusterError):

@@ -2,8 +2,16 @@
 
 output "websocket_url" {
   description = "Address that clients open, with their token."
-  value       = replace(local.connections_endpoint, "/^http/", "ws")
-  depends_on  = [aws_apigatewayv2_stage.this]
+  value       = var.custom_domain == null ? replace(local.connections_endpoint, "/^http/", "ws") : "wss://${var.custom_domain.domain_name}"
+  depends_on  = [aws_apigatewayv2_stage.this, aws_apigatewayv2_api_mapping.this, aws_route53_record.this]
+}
+
+output "custom_domain_target" {
+  description = "What a DNS record of custom_domain.domain_name points at: a CNAME or alias to `name`, whose Route 53 zone is `zone_id`. Null without a custom domain."
+  value = one([
+    for domain in aws_apigatewayv2_domain_name.this :
+    { name = domain.domain_name_configuration[0].target_domain_name, zone_id = domain.domain_name_configuration[0].hosted_zone_id }
+  ])
 }
 
 output "jwt_secret_arn" {

@@ -60,7 +60,7 @@ variable "deletion_protection" {
 # ---- Functions -----------------------------------------------------------------------------------------------
 
 variable "bundle_dir" {
-  description = "Folder with functions.zip and layer.zip, as `make build` writes it; relative to where Terraform runs."
+  description = "Folder with functions.zip, layer.zip and bundle.json, as `make build` writes it; relative to where Terraform runs."
   type        = string
   default     = "../build"
   nullable    = false
@@ -533,6 +533,40 @@ variable "stage_name" {
   validation {
     condition     = can(regex("^[A-Za-z0-9_-]{1,128}$", var.stage_name))
     error_message = "stage_name must be 1 to 128 letters, digits, hyphens and underscores."
+  }
+}
+
+variable "custom_domain" {
+  description = <<-EOT
+    Name at which clients open the API, instead of its own address: domain_name, such as live.example.org, and
+    certificate_arn, an ACM certificate for it in the API's region. With zone_id, its Route 53 zone, the record is made
+    too; without, point one at the output custom_domain_target.
+  EOT
+  type = object({
+    domain_name     = string
+    certificate_arn = string
+    zone_id         = optional(string)
+  })
+  default = null
+
+  validation {
+    condition     = var.custom_domain == null || can(regex("^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])$", var.custom_domain.domain_name))
+    error_message = "custom_domain.domain_name must be a host name in lower case, such as live.example.org, without https:// and without a path."
+  }
+
+  validation {
+    condition     = var.custom_domain == null || can(regex("^arn:[a-z-]+:acm:[a-z0-9-]+:\\d{12}:certificate/[A-Za-z0-9-]+$", var.custom_domain.certificate_arn))
+    error_message = "custom_domain.certificate_arn must be the ARN of an ACM certificate, arn:aws:acm:<region>:<account>:certificate/<id>."
+  }
+
+  validation {
+    condition     = try(var.custom_domain.zone_id, null) == null || can(regex("^Z[A-Z0-9]{1,31}$", var.custom_domain.zone_id))
+    error_message = "custom_domain.zone_id must be the id of a Route 53 hosted zone, such as Z0123456789ABCDEFGHIJ."
+  }
+
+  validation {
+    condition     = var.custom_domain == null || var.execute_api_url == null
+    error_message = "custom_domain is for AWS only; execute_api_url says that the endpoint is another."
   }
 }
 

@@ -72,7 +72,7 @@ class Verifier:
     """Verifies tokens against one fixed configuration; keys are cached for KEY_LIFETIME_SECONDS."""
 
     def __init__(self, settings: Jwt, secrets: Any, clock: Callable[[], float] = time.monotonic) -> None:
-        """`secrets` is a Secrets Manager client; `clock` counts seconds."""
+        """`secrets` is a Secrets Manager client, None where there is a JWKS URL; `clock` counts seconds."""
         self._settings = settings
         self._secrets = secrets
         self._clock = clock

@@ -1,10 +1,12 @@
 """`muster up`, `down`, `status`, `build` and `terraform`: the local stack and what is deployed."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from rich.table import Column, Table
 
 from muster import bundle
 from muster.cli.console import progress, stdout
@@ -83,12 +85,16 @@ def build(
     ] = bundle.ARCHITECTURE,
     out: Annotated[Path, typer.Option(help="Directory to write to; Terraform's bundle_dir.")] = Path("build"),
 ) -> None:
-    """Build functions.zip and layer.zip for AWS. The same commit gives the same bytes."""
+    """Build functions.zip, layer.zip and bundle.json for AWS. The same commit gives the same bytes."""
     with progress() as shown:
         shown.step("Building the Lambda bundle")
         made = bundle.build(out, runtime=runtime, architecture=arch)
+    table = Table("file", Column("size", justify="right"), "sha256", box=None, pad_edge=False)
     for path in (made.functions, made.layer):
-        stdout.print(f"{path}  {path.stat().st_size / 1e6:.1f} MB", highlight=False)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        table.add_row(str(path), f"{path.stat().st_size / 1e6:.1f} MB", digest[:16])
+    stdout.print(table)
+    stdout.print(f"For {runtime} on {arch}, as {made.manifest} says.", highlight=False)
 
 
 @app.command(

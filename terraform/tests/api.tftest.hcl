@@ -165,3 +165,99 @@ run "addresses_elsewhere" {
     error_message = "execute_api_url decides the address that functions post to."
   }
 }
+
+run "no_custom_domain" {
+  command = plan
+
+  assert {
+    condition = (
+      length(aws_apigatewayv2_domain_name.this) == 0 && length(aws_apigatewayv2_api_mapping.this) == 0 &&
+      length(aws_route53_record.this) == 0 && output.custom_domain_target == null
+    )
+    error_message = "Clients open the API's own address until a domain is given."
+  }
+}
+
+run "custom_domain" {
+  command = plan
+
+  variables {
+    custom_domain = {
+      domain_name     = "live.example.org"
+      certificate_arn = "arn:aws:acm:eu-west-1:123456789012:certificate/12345678-1234-1234-1234-123456789012"
+      zone_id         = "Z0123456789ABC"
+    }
+  }
+
+  override_resource {
+    target          = aws_apigatewayv2_domain_name.this
+    override_during = plan
+    values = {
+      id = "live.example.org"
+    }
+  }
+
+  assert {
+    condition = (
+      aws_apigatewayv2_domain_name.this[0].domain_name_configuration[0].security_policy == "TLS_1_2" &&
+      aws_apigatewayv2_domain_name.this[0].domain_name_configuration[0].endpoint_type == "REGIONAL"
+    )
+    error_message = "The domain takes TLS 1.2 or later; WebSocket APIs know regional endpoints only."
+  }
+
+  assert {
+    condition = (
+      aws_apigatewayv2_api_mapping.this[0].domain_name == "live.example.org" &&
+      aws_apigatewayv2_api_mapping.this[0].api_id == "a1b2c3d4e5" &&
+      aws_apigatewayv2_api_mapping.this[0].api_mapping_key == null
+    )
+    error_message = "The whole domain is the stage: its name is not part of the address."
+  }
+
+  assert {
+    condition = (
+      aws_route53_record.this[0].name == "live.example.org" && aws_route53_record.this[0].type == "A" &&
+      aws_route53_record.this[0].zone_id == "Z0123456789ABC"
+    )
+    error_message = "The record is made in the zone that is given."
+  }
+
+  assert {
+    condition     = output.websocket_url == "wss://live.example.org"
+    error_message = "Clients open the custom domain."
+  }
+
+  assert {
+    condition     = output.connections_endpoint == "https://a1b2c3d4e5.execute-api.eu-west-1.amazonaws.com/live"
+    error_message = "Functions post to the API's own address, whatever becomes of the domain."
+  }
+}
+
+run "custom_domain_with_dns_elsewhere" {
+  command = plan
+
+  variables {
+    custom_domain = {
+      domain_name     = "live.example.org"
+      certificate_arn = "arn:aws:acm:eu-west-1:123456789012:certificate/12345678-1234-1234-1234-123456789012"
+    }
+  }
+
+  assert {
+    condition     = length(aws_apigatewayv2_domain_name.this) == 1 && length(aws_route53_record.this) == 0
+    error_message = "Without a zone, the record is the user's."
+  }
+}
+
+run "custom_domain_with_a_certificate_of_another_region" {
+  command = plan
+
+  variables {
+    custom_domain = {
+      domain_name     = "live.example.org"
+      certificate_arn = "arn:aws:acm:us-east-1:123456789012:certificate/12345678-1234-1234-1234-123456789012"
+    }
+  }
+
+  expect_failures = [aws_apigatewayv2_domain_name.this]
+}

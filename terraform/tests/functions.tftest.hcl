@@ -279,3 +279,33 @@ run "no_bundle" {
 
   expect_failures = [aws_lambda_layer_version.dependencies]
 }
+
+run "bundle_of_two_builds" {
+  command = plan
+
+  variables {
+    bundle_dir = "./tests/mixed-bundle"
+  }
+
+  expect_failures = [aws_lambda_layer_version.dependencies]
+}
+
+run "bundle_for_another_runtime" {
+  command = plan
+
+  variables {
+    lambda_runtime = "python3.12"
+  }
+
+  expect_failures = [aws_lambda_layer_version.dependencies]
+}
+
+run "bundle_for_another_architecture" {
+  command = plan
+
+  variables {
+    lambda_architecture = "x86_64"
+  }
+
+  expect_failures = [aws_lambda_layer_version.dependencies]
+}

@@ -468,7 +468,59 @@ run "snap_start_of_an_old_runtime" {
     lambda_runtime = "python3.11"
   }
 
-  expect_failures = [var.snap_start]
+  # The bundle of these tests is for another runtime, which is told at the same time.
+  expect_failures = [var.snap_start, aws_lambda_layer_version.dependencies]
+}
+
+run "domain_with_a_scheme" {
+  command = plan
+
+  variables {
+    custom_domain = { domain_name = "https://live.example.org", certificate_arn = "arn:aws:acm:eu-west-1:123456789012:certificate/12345678" }
+  }
+
+  expect_failures = [var.custom_domain]
+}
+
+run "domain_without_a_dot" {
+  command = plan
+
+  variables {
+    custom_domain = { domain_name = "live", certificate_arn = "arn:aws:acm:eu-west-1:123456789012:certificate/12345678" }
+  }
+
+  expect_failures = [var.custom_domain]
+}
+
+run "domain_with_another_certificate" {
+  command = plan
+
+  variables {
+    custom_domain = { domain_name = "live.example.org", certificate_arn = "arn:aws:iam::123456789012:server-certificate/live" }
+  }
+
+  expect_failures = [var.custom_domain]
+}
+
+run "domain_with_a_zone_name" {
+  command = plan
+
+  variables {
+    custom_domain = { domain_name = "live.example.org", certificate_arn = "arn:aws:acm:eu-west-1:123456789012:certificate/12345678", zone_id = "example.org" }
+  }
+
+  expect_failures = [var.custom_domain]
+}
+
+run "domain_off_aws" {
+  command = plan
+
+  variables {
+    custom_domain   = { domain_name = "live.example.org", certificate_arn = "arn:aws:acm:eu-west-1:123456789012:certificate/12345678" }
+    execute_api_url = "http://127.0.0.1:4566/{api_id}"
+  }
+
+  expect_failures = [var.custom_domain]
 }
 
 run "no_pace" {

@@ -1,6 +1,10 @@
 """The Lambda bundle: what is in it, the same bytes every time, and no pip run that is not needed."""
 
+import hashlib
+import json
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -17,6 +21,9 @@ def make_wheel(folder: Path, tag: str, marker: str, version: str = "1.0") -> Non
         "demo/__init__.py": f"MARKER = {marker!r}\n",
         "demo/data.json": "{}",
         "demo/tests/test_demo.py": "",
+        "demo/typed.pyi": "",
+        "cffi/__init__.py": "",
+        "_cffi_backend.py": "",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: demo\nVersion: {version}\n",
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
         f"{info}/entry_points.txt": "[console_scripts]\ndemo = demo:MARKER\n",
@@ -84,6 +91,7 @@ def test_layer_holds_what_runs_and_none_of_the_traces_of_installing(
     make_wheel(wheels, "py3-none-any", "any")
     built = bundle.build_local(tmp_path / "out")
     assert names(built.layer) == [
+        "python/_cffi_backend.py",
         "python/demo-1.0.dist-info/METADATA",
         "python/demo-1.0.dist-info/WHEEL",
         "python/demo-1.0.dist-info/entry_points.txt",
@@ -92,19 +100,44 @@ def test_layer_holds_what_runs_and_none_of_the_traces_of_installing(
     ]
 
 
-def test_same_sources_give_same_bytes_whatever_their_times_and_modes(
-    checkout: Path, wheels: Path, tmp_path: Path
+def test_same_sources_give_same_bytes_whatever_the_machine_and_the_day(
+    checkout: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_wheel(wheels, "py3-none-any", "any")
     first = bundle.build_local(tmp_path / "first")
-    for path in checkout.rglob("*.py"):
+    other = checkout.rename(tmp_path / "another clone")
+    monkeypatch.setattr(repository, "root", lambda: other)
+    monkeypatch.chdir(other / "schemas")
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+    for path in other.rglob("*.py"):
         os.utime(path, (1_000_000_000, 1_000_000_000))
         path.chmod(0o755)
     for layer in repository.cache_dir().glob("layer-*.zip"):
         layer.unlink()
-    second = bundle.build_local(tmp_path / "second")
+    umask = os.umask(0o077)
+    try:
+        second = bundle.build_local(tmp_path / "second")
+    finally:
+        os.umask(umask)
     assert second.functions.read_bytes() == first.functions.read_bytes()
     assert second.layer.read_bytes() == first.layer.read_bytes()
+    assert second.manifest.read_bytes() == first.manifest.read_bytes()
+
+
+@pytest.mark.parametrize("architecture", ["arm64", "x86_64"])
+def test_manifest_names_the_target_and_both_archives(
+    checkout: Path, wheels: Path, tmp_path: Path, architecture: bundle.Architecture
+) -> None:
+    make_wheel(wheels, "py3-none-any", "any")
+    built = bundle.build(tmp_path / "out", runtime="python3.12", architecture=architecture)
+    digests = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (built.functions, built.layer)
+    }
+    assert json.loads(built.manifest.read_text()) == {
+        "runtime": "python3.12",
+        "architecture": architecture,
+        "sha256": digests,
+    }
 
 
 def test_changed_source_changes_the_archive(checkout: Path, wheels: Path, tmp_path: Path) -> None:
@@ -164,3 +197,50 @@ def test_every_requirement_of_the_functions_is_pinned() -> None:
     packages = [line for line in requirements if line and not line.startswith("#")]
     assert packages
     assert all(line.count("==") == 1 for line in packages)
+
+
+IMPORT_FROM_THE_LAYER = """
+import sys
+from functions import accept, connect, default, deliver, disconnect, offline
+from functions.shared.validation import validate
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+import jwt
+
+validate("client-ping", {"action": "ping"})
+for algorithm, key in {
+    "HS256": "a secret of some thirty-two bytes and more",
+    "RS256": rsa.generate_private_key(public_exponent=65537, key_size=2048),
+    "ES256": ec.generate_private_key(ec.SECP256R1()),
+}.items():
+    token = jwt.encode({"sub": "u1"}, key, algorithm)
+    public = key if algorithm == "HS256" else key.public_key()
+    assert jwt.decode(token, public, algorithms=[algorithm]) == {"sub": "u1"}
+
+layer = sys.argv[1]
+for module in list(sys.modules.values()):
+    path = getattr(module, "__file__", None) or ""
+    if path.startswith(layer):
+        print(path.removeprefix(layer).lstrip("/").split("/")[0])
+"""
+
+
+def test_functions_import_every_package_of_the_layer_and_run_on_it(tmp_path: Path) -> None:
+    """With this repository's requirements: what nothing imports has no place in the layer."""
+    built = bundle.build_local(tmp_path / "out")
+    for archive, folder in ((built.functions, "task"), (built.layer, "opt")):
+        with zipfile.ZipFile(archive) as opened:
+            opened.extractall(tmp_path / folder)
+    layer = tmp_path / "opt" / "python"
+    search = os.pathsep.join(map(str, (tmp_path / "task", layer)))
+    ran = subprocess.run(
+        [sys.executable, "-B", "-c", IMPORT_FROM_THE_LAYER, layer],
+        env={"PYTHONPATH": search},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ran.returncode == 0, ran.stderr
+    packages = {path.name for path in layer.iterdir() if not path.name.endswith(".dist-info")}
+    assert packages == set(ran.stdout.split())

@@ -18,7 +18,7 @@ provider "aws" {
 module "muster" {
   source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.1.0" from a configuration of your own
 
-  bundle_dir = "${path.root}/../../../build" # wherever `make build` has put functions.zip and layer.zip
+  bundle_dir = "${path.root}/../../../build" # wherever `make build` has put functions.zip, layer.zip and bundle.json
 }
 
 output "websocket_url" {

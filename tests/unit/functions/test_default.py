@@ -83,9 +83,10 @@ def server(
         connection_ttl_seconds=TTL,
     )
     api = ConnectionsApi()
+    verifier = Verifier(config, SecretsManager(SECRET).client)
     using = default.Dependencies(
         config,
-        Verifier(config, SecretsManager(SECRET).client),
+        lambda: verifier,
         Users(dynamodb.client, "users"),
         Connections(dynamodb.client, "connections"),
         messages.Queue(dynamodb.client, "messages"),

@@ -28,17 +28,20 @@ ROLES = {"ROLES": json.dumps({"admin": {"actions": ["alert"]}})}
 RETENTION = {"MESSAGE_RETENTION_SECONDS": "604800"}
 CONNECT = {"CONNECTION_TTL_SECONDS": "86400", "AUDIENCE_SHARDS": "4"}
 
+DEFAULT = JWT | TABLES | ENDPOINT | ROLES | CONNECT | {"BROADCAST_STATE_MACHINE_ARN": STATE_MACHINE}
+
 FUNCTIONS: dict[str, tuple[Any, dict[str, str]]] = {
     "connect": (connect.dependencies, JWT | TABLES | CONNECT),
     "disconnect": (disconnect.connections, TABLES),
-    "default": (
-        default.dependencies,
-        JWT | TABLES | ENDPOINT | ROLES | CONNECT | {"BROADCAST_STATE_MACHINE_ARN": STATE_MACHINE},
-    ),
+    "default": (default.dependencies, DEFAULT),
+    "default, for a renewal": (default.verifier, DEFAULT),
     "accept": (accept.config, ROLES | RETENTION | CONNECT),
     "deliver": (deliver.dependencies, TABLES | ENDPOINT | {"POST_CONCURRENCY": "64"}),
     "offline": (offline.handover, TABLES | RETENTION | {"OFFLINE_TOPIC_ARN": TOPIC}),
 }
+
+
+IMPORTS = "from functions import accept, connect, default, deliver, disconnect, offline"
 
 
 @pytest.fixture(autouse=True)
@@ -74,8 +77,13 @@ def test_importing_the_functions_needs_no_environment_and_makes_no_client() -> N
     script = f"""
 import boto3
 boto3.Session = None
-import {", ".join(f"functions.{name}" for name in FUNCTIONS)}
+{IMPORTS}
 """
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={}, check=True, timeout=30)
+
+
+def test_what_only_renewals_need_is_not_imported_before_one() -> None:
+    script = "import sys, functions.default; assert not {'jwt', 'cryptography'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={}, check=True, timeout=30)
 
 
@@ -83,7 +91,7 @@ def test_importing_the_functions_leaves_nothing_that_a_snapshot_could_not_carry(
     """No thread, which a restored environment would miss, and no connection, whose peer has long hung up."""
     script = f"""
 import gc, socket, threading
-import {", ".join(f"functions.{name}" for name in FUNCTIONS)}
+{IMPORTS}
 assert threading.enumerate() == [threading.main_thread()]
 assert not [s for s in gc.get_objects() if isinstance(s, socket.socket) and s.type == socket.SOCK_STREAM]
 """
