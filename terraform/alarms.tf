@@ -80,7 +80,7 @@ locals {
     },
     {
       # Three: what is repeated after a crash is given up then.
-      for name, dimensions in local.metric_dimensions.functions : "${name}-errors" => {
+      for name, dimensions in local.awaited_functions : "${name}-errors" => {
         runbook    = "function-errors"
         summary    = "Invocations of ${name} crash or time out; it answers what it merely refuses."
         namespace  = "AWS/Lambda"
@@ -91,7 +91,7 @@ locals {
       }
     },
     {
-      for name, dimensions in local.metric_dimensions.functions : "${name}-throttles" => {
+      for name, dimensions in local.awaited_functions : "${name}-throttles" => {
         runbook    = "function-throttles"
         summary    = "Lambda refuses to run ${name}: a limit of concurrency is reached."
         namespace  = "AWS/Lambda"
@@ -125,6 +125,9 @@ locals {
       }
     },
   )
+
+  # Nobody waits for disconnect: what it leaves undone, the next post or the ttl does.
+  awaited_functions = { for name, dimensions in local.metric_dimensions.functions : name => dimensions if name != "disconnect" }
 
   # Each is `threshold` percent or more of the sum of `of`, once `metric` itself counts `least` within five minutes. All
   # are written together, each time, which metric math needs: it has no value where one of its metrics has none.

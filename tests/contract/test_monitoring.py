@@ -281,3 +281,24 @@ def test_every_field_of_a_query_is_one_that_the_functions_log(
         words = set(re.findall(r"@?[A-Za-z_]\w*", bare)) - {"refusals", "time"}
         language = {"fields", "filter", "sort", "stats", "limit", "by", "asc", "desc", "in", "or", "like"}
         assert words - language - {"@timestamp", "@message"} - logged == set(), query["name"]
+
+
+def test_every_command_of_the_runbook_is_shell_and_asks_for_outputs_that_exist() -> None:
+    runbook = (ROOT / "docs" / "operations.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```$", runbook, re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 20
+    for block in blocks:
+        read = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+        assert read.returncode == 0, f"{block}\n{read.stderr}"
+    outputs = set(
+        re.findall(r'^output "(\w+)"', (ROOT / "terraform" / "outputs.tf").read_text(), re.MULTILINE)
+    )
+    assert set(re.findall(r"\$\(output (\w+)\)", runbook)) - outputs == set()
+
+
+def test_every_link_within_the_runbook_leads_to_a_heading() -> None:
+    runbook = (ROOT / "docs" / "operations.md").read_text()
+    headings = {
+        heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", runbook, re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", runbook)) - headings == set()
