@@ -292,7 +292,7 @@ def test_stopped_broadcast_goes_on_as_a_redrive_would(
 
 # ---- clients that come and go
 
-USERS, STEADFAST, OPERATIONS, MESSAGES = 40, 10, 200, 6
+USERS, STEADFAST, OPERATIONS, MESSAGES = 200, 20, 400, 6
 
 
 class Wanderer:
@@ -308,7 +308,7 @@ class Wanderer:
         self._listener: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
-        self.client = Client(self._url, self._token, resume_after=max(self.got, default=None), heartbeat=2)
+        self.client = Client(self._url, self._token, resume_after=max(self.got, default=None), heartbeat=30)
         await self.client.__aenter__()
         self._listener = asyncio.create_task(self._listen(self.client))
 
