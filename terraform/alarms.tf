@@ -69,7 +69,7 @@ locals {
         missing    = "ignore"
       }
       undeliverable = {
-        summary    = "SNS could not put a message into the offline queue."
+        summary    = "SNS could not deliver a message about people who were not reached."
         namespace  = "AWS/SQS"
         metric     = "ApproximateNumberOfMessagesVisible"
         dimensions = local.metric_dimensions.queues.undeliverable
@@ -103,14 +103,18 @@ locals {
     },
     {
       # broadcast has no time-out, and what it pages for when it fails is above. One fanout that fails is repeated.
-      for name, metric in { failures = "ExecutionsFailed", timeouts = "ExecutionsTimedOut" } : "fanout-${name}" => {
-        runbook                      = "fanout-failures"
-        summary                      = "Fan-outs fail: broadcasts are slow, and about to leave people out."
-        namespace                    = "AWS/States"
-        metric                       = metric
-        dimensions                   = local.metric_dimensions.machines.fanout
-        threshold                    = 3
-        minutes                      = 5
+      for name, metric in {
+        failures = "ExecutionsFailed"
+        timeouts = "ExecutionsTimedOut"
+      } :
+      "fanout-${name}" => {
+        runbook    = "fanout-failures"
+        summary    = "Fan-outs fail: broadcasts are slow, and about to leave people out."
+        namespace  = "AWS/States"
+        metric     = metric
+        dimensions = local.metric_dimensions.machines.fanout
+        threshold  = 3
+        minutes    = 5
       }
     },
     {
