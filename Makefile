@@ -47,6 +47,7 @@ scan: $(SCANNER)/.ready ## Look for insecure settings with Checkov; .checkov.yam
 bench: $(READY) ## Measure delivery and whole broadcasts, and compare (needs nginx, wrk and h2load)
 	$(BIN)/python -m bench.delivery --svg docs/delivery.svg
 	$(BIN)/python -m bench.broadcast
+	$(BIN)/python -m bench.imports
 
 build: $(READY) ## Build the Lambda bundle for AWS into build/
 	$(MUSTER) build
