@@ -4,6 +4,21 @@ data "aws_partition" "current" {}
 
 data "aws_region" "current" {}
 
+# Known to the provider, so that it is told before anything is made.
+data "aws_service" "used" {
+  for_each = toset(["apigateway", "dynamodb", "lambda", "logs", "secretsmanager", "sns", "sqs", "states"])
+
+  service_id = each.value
+}
+
+# A warning, not an error: what a new region has may be newer than the provider.
+check "region" {
+  assert {
+    condition     = alltrue([for service in data.aws_service.used : service.supported])
+    error_message = "Region ${local.region} does not have, as far as this AWS provider knows: ${join(", ", [for name, service in data.aws_service.used : name if !service.supported])}. Choose another, or expect the apply to fail."
+  }
+}
+
 locals {
   region = data.aws_region.current.id
 

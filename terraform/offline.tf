@@ -28,6 +28,16 @@ locals {
     })
   }
 
+  # What each protocol takes as its endpoint.
+  subscriber_endpoints = {
+    email    = "^[^@\\s]+@[^@\\s]+$"
+    firehose = "^arn:[a-z-]+:firehose:[a-z0-9-]+:\\d{12}:deliverystream/[A-Za-z0-9_.-]+$"
+    https    = "^https://[^/\\s]+(/\\S*)?$"
+    lambda   = "^arn:[a-z-]+:lambda:[a-z0-9-]+:\\d{12}:function:[A-Za-z0-9_-]+(:[A-Za-z0-9_$-]+)?$"
+    sms      = "^\\+[1-9]\\d{6,14}$" # E.164
+    sqs      = "^arn:[a-z-]+:sqs:[a-z0-9-]+:\\d{12}:[A-Za-z0-9_-]+$"
+  }
+
   sqs_longest_retention_seconds = 14 * 86400
 }
 
@@ -100,4 +110,31 @@ resource "aws_sns_topic_subscription" "offline" {
   redrive_policy = jsonencode({
     deadLetterTargetArn = aws_sqs_queue.offline_undeliverable.arn
   })
+}
+
+resource "aws_sns_topic_subscription" "subscriber" {
+  for_each = var.offline_subscribers
+
+  topic_arn             = aws_sns_topic.offline.arn
+  protocol              = each.value.protocol
+  endpoint              = each.value.endpoint
+  filter_policy         = each.value.filter_policy
+  filter_policy_scope   = each.value.filter_policy == null ? null : each.value.filter_policy_scope
+  raw_message_delivery  = each.value.raw_message_delivery
+  subscription_role_arn = each.value.subscription_role_arn
+
+  redrive_policy = jsonencode({
+    deadLetterTargetArn = aws_sqs_queue.offline_undeliverable.arn
+  })
+}
+
+resource "aws_lambda_permission" "subscriber" {
+  for_each = { for name, subscriber in var.offline_subscribers : name => subscriber.endpoint if subscriber.protocol == "lambda" }
+
+  statement_id  = "${var.name_prefix}-offline-${each.key}"
+  action        = "lambda:InvokeFunction"
+  function_name = join(":", slice(split(":", each.value), 0, 7))
+  qualifier     = try(split(":", each.value)[7], null)
+  principal     = "sns.amazonaws.com"
+  source_arn    = aws_sns_topic.offline.arn
 }

@@ -196,6 +196,72 @@ run "offline" {
   }
 }
 
+run "offline_subscribers" {
+  command = plan
+
+  variables {
+    offline_subscribers = {
+      archive  = { protocol = "firehose", endpoint = "arn:aws:firehose:eu-west-1:123456789012:deliverystream/archive", subscription_role_arn = "arn:aws:iam::123456789012:role/sns-to-archive", raw_message_delivery = true }
+      duty     = { protocol = "sms", endpoint = "+15551230000", filter_policy = jsonencode({ type = ["alert"] }) }
+      kitchen  = { protocol = "sqs", endpoint = "arn:aws:sqs:eu-west-1:123456789012:kitchen", filter_policy = jsonencode({ message = { sender = { service = ["kitchen"] } } }), filter_policy_scope = "MessageBody" }
+      office   = { protocol = "email", endpoint = "office@example.org" }
+      partner  = { protocol = "https", endpoint = "https://partner.example.org/hook" }
+      wording  = { protocol = "lambda", endpoint = "arn:aws:lambda:eu-west-1:123456789012:function:wording" }
+      wording2 = { protocol = "lambda", endpoint = "arn:aws:lambda:eu-west-1:123456789012:function:wording:live" }
+    }
+  }
+
+  assert {
+    condition = { for name, subscription in aws_sns_topic_subscription.subscriber : name => join(" ", [subscription.protocol, subscription.endpoint]) } == {
+      archive  = "firehose arn:aws:firehose:eu-west-1:123456789012:deliverystream/archive"
+      duty     = "sms +15551230000"
+      kitchen  = "sqs arn:aws:sqs:eu-west-1:123456789012:kitchen"
+      office   = "email office@example.org"
+      partner  = "https https://partner.example.org/hook"
+      wording  = "lambda arn:aws:lambda:eu-west-1:123456789012:function:wording"
+      wording2 = "lambda arn:aws:lambda:eu-west-1:123456789012:function:wording:live"
+    }
+    error_message = "Each subscriber is subscribed."
+  }
+
+  assert {
+    condition = alltrue([
+      for subscription in aws_sns_topic_subscription.subscriber :
+      subscription.topic_arn == aws_sns_topic.offline.arn &&
+      jsondecode(subscription.redrive_policy).deadLetterTargetArn == "arn:aws:sqs:eu-west-1:123456789012:muster-offline-undeliverable"
+    ])
+    error_message = "What a subscriber cannot take is kept."
+  }
+
+  assert {
+    condition = (
+      aws_sns_topic_subscription.subscriber["duty"].filter_policy == jsonencode({ type = ["alert"] }) &&
+      aws_sns_topic_subscription.subscriber["duty"].filter_policy_scope == "MessageAttributes" &&
+      aws_sns_topic_subscription.subscriber["kitchen"].filter_policy_scope == "MessageBody"
+    )
+    error_message = "Subscribers get what their filter lets through."
+  }
+
+  assert {
+    condition = (
+      [for name, subscription in aws_sns_topic_subscription.subscriber : name if subscription.raw_message_delivery] == ["archive"] &&
+      aws_sns_topic_subscription.subscriber["archive"].subscription_role_arn == "arn:aws:iam::123456789012:role/sns-to-archive"
+    )
+    error_message = "Raw delivery is on request, and Firehose is written to by a role of yours."
+  }
+
+  assert {
+    condition = {
+      for name, permission in aws_lambda_permission.subscriber :
+      name => join(" ", compact([permission.function_name, permission.qualifier, permission.principal, permission.source_arn]))
+      } == {
+      wording  = "arn:aws:lambda:eu-west-1:123456789012:function:wording sns.amazonaws.com ${aws_sns_topic.offline.arn}"
+      wording2 = "arn:aws:lambda:eu-west-1:123456789012:function:wording live sns.amazonaws.com ${aws_sns_topic.offline.arn}"
+    }
+    error_message = "The topic, and nobody else, may invoke the functions that are subscribed."
+  }
+}
+
 run "state_machines" {
   command = plan
 

@@ -11,6 +11,16 @@ provider "aws" {
   skip_metadata_api_check     = true
 }
 
+provider "aws" {
+  alias                       = "elsewhere"
+  region                      = "eusc-de-east-1"
+  access_key                  = "none"
+  secret_key                  = "none"
+  skip_credentials_validation = true
+  skip_requesting_account_id  = true
+  skip_metadata_api_check     = true
+}
+
 override_data {
   target = data.aws_caller_identity.current
   values = { account_id = "123456789012" }
@@ -614,4 +624,159 @@ run "the_key_of_a_secret_that_is_made_here" {
   }
 
   expect_failures = [var.jwt]
+}
+
+run "offline_subscriber_protocol_that_is_not_offered" {
+  command = plan
+
+  variables {
+    offline_subscribers = { one = { protocol = "http", endpoint = "http://partner.example.org/hook" } }
+  }
+
+  expect_failures = [var.offline_subscribers]
+}
+
+run "offline_subscriber_endpoint_of_email" {
+  command = plan
+
+  variables {
+    offline_subscribers = { one = { protocol = "email", endpoint = "office" } }
+  }
+
+  expect_failures = [var.offline_subscribers]
+}
+
+run "offline_subscriber_endpoint_of_firehose" {
+  command = plan
+
+  variables {
+    offline_subscribers = { one = { protocol = "firehose", endpoint = "archive", subscription_role_arn = "arn:aws:iam::123456789012:role/archive" } }
+  }
+
+  expect_failures = [var.offline_subscribers]
+}
+
+run "offline_subscriber_endpoint_of_https" {
+  command = plan
+
+  variables {
+    offline_subscribers = { one = { protocol = "https", endpoint = "http://partner.example.org/hook" } }
+  }
+
+  expect_failures = [var.offline_subscribers]
+}
+
+run "offline_subscriber_endpoint_of_lambda" {
+  command = plan
+
+  variables {
+    offline_subscribers = { one = { protocol = "lambda", endpoint = "wording" } }
+  }
+
+  expect_failures = [var.offline_subscribers]
+}
+
+run "offline_subscriber_endpoint_of_sms" {
+  command = plan
+
+  variables {
+    offline_subscribers = { one = { protocol = "sms", endpoint = "0555 1230000" } }
+  }
+
+  expect_failures = [var.offline_subscribers]
+}
+
+run "offline_subscriber_endpoint_of_sqs" {
+  command = plan
+
+  variables {
+    offline_subscribers = { one = { protocol = "sqs", endpoint = "arn:aws:sqs:eu-west-1:123456789012:kitchen.fifo" } }
+  }
+
+  expect_failures = [var.offline_subscribers]
+}
+
+run "offline_subscriber_filter_that_is_not_json" {
+  command = plan
+
+  variables {
+    offline_subscribers = { one = { protocol = "sms", endpoint = "+15551230000", filter_policy = "type = alert" } }
+  }
+
+  expect_failures = [var.offline_subscribers]
+}
+
+run "offline_subscriber_filter_that_is_a_list" {
+  command = plan
+
+  variables {
+    offline_subscribers = { one = { protocol = "sms", endpoint = "+15551230000", filter_policy = "[]" } }
+  }
+
+  expect_failures = [var.offline_subscribers]
+}
+
+run "offline_subscriber_filter_scope" {
+  command = plan
+
+  variables {
+    offline_subscribers = { one = { protocol = "sms", endpoint = "+15551230000", filter_policy = "{}", filter_policy_scope = "Body" } }
+  }
+
+  expect_failures = [var.offline_subscribers]
+}
+
+run "offline_subscriber_raw_sms" {
+  command = plan
+
+  variables {
+    offline_subscribers = { one = { protocol = "sms", endpoint = "+15551230000", raw_message_delivery = true } }
+  }
+
+  expect_failures = [var.offline_subscribers]
+}
+
+run "offline_subscriber_firehose_without_role" {
+  command = plan
+
+  variables {
+    offline_subscribers = { one = { protocol = "firehose", endpoint = "arn:aws:firehose:eu-west-1:123456789012:deliverystream/archive" } }
+  }
+
+  expect_failures = [var.offline_subscribers]
+}
+
+run "offline_subscriber_role_without_firehose" {
+  command = plan
+
+  variables {
+    offline_subscribers = { one = { protocol = "sms", endpoint = "+15551230000", subscription_role_arn = "arn:aws:iam::123456789012:role/archive" } }
+  }
+
+  expect_failures = [var.offline_subscribers]
+}
+
+run "offline_subscriber_with_a_space_in_its_name" {
+  command = plan
+
+  variables {
+    offline_subscribers = { "duty phone" = { protocol = "sms", endpoint = "+15551230000" } }
+  }
+
+  expect_failures = [var.offline_subscribers]
+}
+
+# The provider in use knows this region, and none of its services.
+run "a_region_without_the_services" {
+  command = plan
+
+  providers = {
+    aws = aws.elsewhere
+  }
+
+  variables {
+    jwt = { secret_arn = "arn:aws:secretsmanager:eusc-de-east-1:123456789012:secret:jwt-AbCdEf" }
+  }
+
+  expect_failures = [check.region]
 }
