@@ -229,18 +229,45 @@ run "state_machines" {
 
   assert {
     condition = alltrue([
-      for policy in aws_iam_role_policy.state_machine : alltrue([
-        for statement in jsondecode(policy.policy).Statement :
-        statement.Resource != ["*"] || can(statement.Condition) || alltrue([for action in statement.Action : can(regex("^(logs:.*Log|logs:.*ResourcePolic|xray:)", action))])
+      for name, beside in { broadcast = 5, fanout = 4 } :
+      jsonencode(slice(jsondecode(aws_iam_role_policy.state_machine[name].policy).Statement, beside, length(jsondecode(aws_iam_role_policy.state_machine[name].policy).Statement))) == jsonencode([
+        {
+          Action = [
+            "logs:CreateLogDelivery",
+            "logs:DeleteLogDelivery",
+            "logs:DescribeLogGroups",
+            "logs:DescribeResourcePolicies",
+            "logs:GetLogDelivery",
+            "logs:ListLogDeliveries",
+            "logs:PutResourcePolicy",
+            "logs:UpdateLogDelivery",
+            "xray:GetSamplingRules",
+            "xray:GetSamplingTargets",
+            "xray:PutTelemetryRecords",
+            "xray:PutTraceSegments",
+          ]
+          Effect   = "Allow"
+          Resource = ["*"]
+        },
       ])
     ])
-    error_message = "Only log delivery and tracing, which take no resource, may have any; what the metrics may be named is narrowed."
+    error_message = "Beside that, a machine delivers its logs and traces, and nothing more."
+  }
+
+  assert {
+    condition     = toset(keys(aws_iam_role.state_machine)) == toset(["broadcast", "fanout"]) && toset(keys(module.function)) == toset(["accept", "connect", "default", "deliver", "disconnect", "offline"])
+    error_message = "A role that is new belongs into this file."
   }
 
   assert {
     condition = alltrue([
       for name, role in aws_iam_role.state_machine :
-      jsondecode(role.assume_role_policy).Statement[0].Condition.ArnEquals["aws:SourceArn"] == "arn:aws:states:eu-west-1:123456789012:stateMachine:muster-${name}"
+      jsonencode(jsondecode(role.assume_role_policy).Statement) == jsonencode([{
+        Action    = "sts:AssumeRole"
+        Condition = { ArnEquals = { "aws:SourceArn" = "arn:aws:states:eu-west-1:123456789012:stateMachine:muster-${name}" } }
+        Effect    = "Allow"
+        Principal = { Service = "states.amazonaws.com" }
+      }])
     ])
     error_message = "Only its own machine may assume a machine's role."
   }

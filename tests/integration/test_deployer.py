@@ -34,18 +34,36 @@ EMULATOR_ONLY = [
     "lambda:ListLayers",
 ]
 
+_ON_AWS_ONLY = "alarms, saved queries and the trace group are made on AWS only"
+
 NOT_CALLED = {
     "iam:PassRole": "asked for by AWS, not by MiniStack, when a function or a machine is given its role",
+    "cloudwatch:DeleteAlarms": _ON_AWS_ONLY,
+    "cloudwatch:DescribeAlarms": _ON_AWS_ONLY,
+    "cloudwatch:ListTagsForResource": _ON_AWS_ONLY,
+    "cloudwatch:PutMetricAlarm": _ON_AWS_ONLY,
+    "cloudwatch:TagResource": _ON_AWS_ONLY,
+    "cloudwatch:UntagResource": _ON_AWS_ONLY,
+    "logs:DeleteQueryDefinition": _ON_AWS_ONLY,
+    "logs:DescribeQueryDefinitions": _ON_AWS_ONLY,
+    "logs:PutQueryDefinition": _ON_AWS_ONLY,
+    "xray:CreateGroup": _ON_AWS_ONLY,
+    "xray:DeleteGroup": _ON_AWS_ONLY,
+    "xray:GetGroup": _ON_AWS_ONLY,
+    "xray:ListTagsForResource": _ON_AWS_ONLY,
+    "xray:TagResource": _ON_AWS_ONLY,
+    "xray:UntagResource": _ON_AWS_ONLY,
     "lambda:DeleteFunctionConcurrency": "when reserved_concurrency is taken back",
-    "lambda:CreateAlias": "snap_start",
-    "lambda:DeleteAlias": "snap_start",
-    "lambda:GetAlias": "snap_start",
-    "lambda:PublishVersion": "snap_start",
-    "lambda:UpdateAlias": "snap_start",
+    "lambda:CreateAlias": "when snap_start is set",
+    "lambda:DeleteAlias": "when snap_start is set",
+    "lambda:GetAlias": "when snap_start is set",
+    "lambda:PublishVersion": "when snap_start is set",
+    "lambda:UpdateAlias": "when snap_start is set",
 }
 """What the policy allows although Terraform does not call for it here, and why."""
 
 SERVICES = {
+    "CloudWatch": "cloudwatch",
     "CloudWatch Logs": "logs",
     "DynamoDB": "dynamodb",
     "IAM": "iam",
@@ -55,6 +73,7 @@ SERVICES = {
     "SNS": "sns",
     "SQS": "sqs",
     "Secrets Manager": "secretsmanager",
+    "XRay": "xray",
 }
 """The provider's name of a service, and IAM's."""
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from os import urandom
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,11 +23,14 @@ from tests.e2e.sockets import websocket
 from tests.integration.handshakes import handshake
 from tests.integration.variants import Grant, Variants, grants
 
+ROOT = Path(__file__).parents[2]
+
 # What every function may do beside its work: log and trace. The emulator does both without asking.
 TELEMETRY = {"logs:CreateLogStream", "logs:PutLogEvents", "xray:PutTelemetryRecords", "xray:PutTraceSegments"}
 
-# Granted for AWS, where it covers PublishBatch; the emulator asks for sns:PublishBatch instead.
+# Granted for AWS, where it covers PublishBatch; the emulator asks for an action of that name instead.
 NOT_ASKED_FOR = {("offline", "sns:Publish")}
+ASKED_FOR_HERE = {"sns:PublishBatch"}
 
 # What a machine may do beside its work: deliver logs and traces, as Step Functions asks for
 # [Logging using CloudWatch Logs; AWS X-Ray and Step Functions].
@@ -200,6 +204,50 @@ def test_a_machine_may_do_what_its_states_do(
     }
 
 
+@pytest.mark.parametrize("name", [*WORKS, "broadcast", "fanout"])
+def test_a_role_is_what_the_page_for_the_review_says(
+    deployment: Deployment, variants: Variants, name: str
+) -> None:
+    beside = TELEMETRY if name in WORKS else MACHINE_TELEMETRY
+    actions = {action for action, _ in grants(variants.policy(_role(deployment, variants, name)))}
+    assert actions - beside - ASKED_FOR_HERE == _reviewed()[name]
+
+
+@pytest.mark.parametrize("name", [*WORKS, "broadcast", "fanout"])
+def test_a_role_is_assumed_by_its_service_alone(
+    deployment: Deployment, variants: Variants, name: str
+) -> None:
+    role = _role(deployment, variants, name).rpartition("/")[2]
+    (statement,) = deployment.iam.get_role(RoleName=role)["Role"]["AssumeRolePolicyDocument"]["Statement"]
+    trusted: dict[str, Any] = {"Service": "lambda.amazonaws.com"}
+    if name not in WORKS:
+        trusted = {"Service": "states.amazonaws.com"}
+        arn = getattr(deployment.outputs, f"{name}_state_machine_arn")
+        assert statement.pop("Condition") == {"ArnEquals": {"aws:SourceArn": arn}}
+    assert statement == {"Effect": "Allow", "Principal": trusted, "Action": "sts:AssumeRole"}
+
+
+def _role(deployment: Deployment, variants: Variants, name: str) -> str:
+    if name in WORKS:
+        return variants.role_of(name)
+    arn = getattr(deployment.outputs, f"{name}_state_machine_arn")
+    return str(deployment.stepfunctions.describe_state_machine(stateMachineArn=arn)["roleArn"])
+
+
+def _reviewed() -> dict[str, set[str]]:
+    """Return the actions of each role in docs/security.md's table; an empty cell repeats the role."""
+    roles: dict[str, set[str]] = {}
+    name = ""
+    table = (
+        (ROOT / "docs" / "security.md").read_text().partition("| role | may | on |\n")[2].partition("\n\n")[0]
+    )
+    for line in table.splitlines()[1:]:
+        role, action = (cell.strip(" `") for cell in line.split("|")[1:3])
+        name = role or name
+        roles.setdefault(name, set()).update({action} - {""})
+    return roles
+
+
 def _tasks(graph: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for state in graph["States"].values():
         if state["Type"] == "Task":
@@ -225,6 +273,8 @@ def _needed(deployment: Deployment, resource: str, arguments: Any) -> list[Grant
             return [("states:StartSyncExecution", arguments["StateMachineArn"])]
         case "sns:publish":
             return [("sns:Publish", arguments["TopicArn"])]
+        case "aws-sdk:cloudwatch:putMetricData":
+            return [("cloudwatch:PutMetricData", "*")]
         case other:
             raise AssertionError(f"what does a task of {other} need?")
 

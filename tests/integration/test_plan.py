@@ -17,6 +17,7 @@ import pytest
 
 from muster import Stack, emulator
 from muster.terraform import Terraform, find_binary
+from tests.deployment import Deployment
 
 Actions = Mapping[str, list[str]]
 
@@ -27,6 +28,12 @@ UPDATE, CREATE, REPLACE_AFTER = ["update"], ["create"], ["create", "delete"]
 def test_second_plan_finds_nothing_to_change(stack: Stack) -> None:
     """Nothing is excused: the module has no resource that the emulator misreports."""
     assert stack.plan() == []
+
+
+def test_the_secret_is_in_no_state(stack: Stack, deployment: Deployment) -> None:
+    states = list(stack.state_dir.glob("terraform.tfstate*"))
+    assert states
+    assert not [path.name for path in states if deployment.jwt_secret in path.read_text()]
 
 
 class Upgrade:
