@@ -4,6 +4,7 @@ A user who holds the policy alone runs Terraform against the emulator, which enf
 log tells which actions it called for.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -29,6 +30,7 @@ EMULATOR_ONLY = [
     *(f"dynamodb:{action}" for action in ("ListTagsOfResource", "TagResource", "UntagResource")),
     *(f"sns:{action}" for action in ("ListTagsForResource", "TagResource", "UntagResource")),
     *(f"states:{action}" for action in ("ListTagsForResource", "TagResource", "UntagResource")),
+    *("cloudwatch:DeleteDashboards", "cloudwatch:GetDashboard", "cloudwatch:PutDashboard"),
     "lambda:CreateFunction",
     # The name that it has for GetLayerVersion.
     "lambda:ListLayers",
@@ -175,11 +177,19 @@ def _deploy(
         "throttling_rate_limit": 9000,
     }
     terraform.apply(_var_file(folder, created))
-    with zipfile.ZipFile(folder / "bundle" / "functions.zip", "a") as code:
-        code.writestr("changed.txt", "")
+    _change_code(folder / "bundle")
     terraform.apply(_var_file(folder, changed))
     terraform.destroy(_var_file(folder, changed))
     return _called(log.read_text())
+
+
+def _change_code(bundle: Path) -> None:
+    functions, manifest = bundle / "functions.zip", bundle / "bundle.json"
+    with zipfile.ZipFile(functions, "a") as code:
+        code.writestr("changed.txt", "")
+    built = json.loads(manifest.read_text())
+    built["sha256"][functions.name] = hashlib.sha256(functions.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(built))
 
 
 def _var_file(folder: Path, variables: dict[str, Any]) -> str:
