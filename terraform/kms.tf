@@ -96,10 +96,7 @@ locals {
         Principal = { Service = "sns.amazonaws.com" }
         Action    = ["kms:Decrypt", "kms:GenerateDataKey"]
         Resource  = "*"
-        Condition = { ArnEquals = {
-          "aws:SourceArn"                     = local.offline_topic_arn
-          "kms:EncryptionContext:aws:sqs:arn" = [local.offline_queue_arns.queue, local.offline_queue_arns.undeliverable]
-        } }
+        Condition = { ArnEquals = { "aws:SourceArn" = local.offline_topic_arn } }
       },
     ]
   }

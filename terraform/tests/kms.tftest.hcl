@@ -165,10 +165,7 @@ run "policy_of_the_key" {
         Principal = { Service = "sns.amazonaws.com" }
         Action    = ["kms:Decrypt", "kms:GenerateDataKey"]
         Resource  = "*"
-        Condition = { ArnEquals = {
-          "aws:SourceArn"                     = "arn:aws:sns:eu-west-1:123456789012:muster-offline"
-          "kms:EncryptionContext:aws:sqs:arn" = ["arn:aws:sqs:eu-west-1:123456789012:muster-offline", "arn:aws:sqs:eu-west-1:123456789012:muster-offline-undeliverable"]
-        } }
+        Condition = { ArnEquals = { "aws:SourceArn" = "arn:aws:sns:eu-west-1:123456789012:muster-offline" } }
       },
     ]
     error_message = "Logs, log delivery and the topic may use the key for this deployment's own things."

@@ -55,6 +55,7 @@ NOT_CALLED = {
     "xray:ListTagsForResource": _ON_AWS_ONLY,
     "xray:TagResource": _ON_AWS_ONLY,
     "xray:UntagResource": _ON_AWS_ONLY,
+    "xray:UpdateGroup": _ON_AWS_ONLY,
     "lambda:DeleteFunctionConcurrency": "when reserved_concurrency is taken back",
     "lambda:CreateAlias": "when snap_start is set",
     "lambda:DeleteAlias": "when snap_start is set",
