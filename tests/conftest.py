@@ -11,8 +11,7 @@ from localstack_client.config import get_service_endpoint
 
 from muster import Stack
 from tests.deployment import VARIABLES, Deployment, unique
-
-FIGURES = pytest.StashKey[list[str]]()
+from tests.faults.seed import REPEAT
 
 Figure = Callable[[str, float, float], None]
 
@@ -62,9 +61,9 @@ def figure(request: pytest.FixtureRequest) -> Figure:
     """Report what a name took, in seconds, at the end of the run, and hold it to its limit, in seconds."""
 
     def report(name: str, seconds: float, limit: float) -> None:
-        figures = request.config.stash.setdefault(FIGURES, [])
-        figures.append(f"{name}: {seconds * 1000:.0f} ms (limit {limit * 1000:.0f} ms)")
-        assert seconds < limit, figures[-1]
+        measured = f"{name}: {seconds * 1000:.0f} ms (limit {limit * 1000:.0f} ms)"
+        request.node.user_properties.append(("figure", measured))
+        assert seconds < limit, measured
 
     return report
 
@@ -81,10 +80,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.stack)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the figures."""
-    figures = config.stash.get(FIGURES, [])
+def pytest_report_header() -> str:
+    """Print the seed at the start, for a run that does not end."""
+    return REPEAT
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures and the seed."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    figures = [line for report in reports for name, line in report.user_properties if name == "figure"]
     if figures:
         terminalreporter.section("figures")
         for line in figures:
             terminalreporter.write_line(line)
+    terminalreporter.write_line(REPEAT)

@@ -12,18 +12,8 @@ os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "Muster")
 
 from functions.shared import gateway
 from tests.faults.proxy import FaultProxy
-from tests.faults.seed import SEED
+from tests.faults.seed import REPEAT, SEED
 from tests.faults.support import close_gateways
-
-REPEAT = f"repeat with MUSTER_FAULT_SEED={SEED}"
-
-
-def pytest_report_header() -> str:
-    return f"tests/faults: {REPEAT}"
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    terminalreporter.write_line(f"tests/faults: {REPEAT}")
 
 
 @pytest.hookimpl(wrapper=True)
