@@ -20,7 +20,7 @@ from .conftest import Logs
 from .support import ROLES, SECRET, STATE_MACHINE, Context, answered, event, leaks, properties, token
 
 TTL = 1_000
-LATER = int(time.time()) + 600
+LATER = int(time.time()) + 86_400
 CONNECTED = "2026-11-23T08:00:00.000Z"
 CONNECTION = {
     "connectionId": "c1=",
