@@ -349,7 +349,7 @@ def test_what_fails_on_the_server_is_told_in_fixed_words_and_logged_in_full(
 # Unknown connections
 
 
-@pytest.mark.parametrize("ttl", [None, int(time.time()) - 1])
+@pytest.mark.parametrize("ttl", [None, int(time.time()) - 1], ids=["no row", "expired"])
 def test_a_client_that_the_server_does_not_know_is_told_and_then_closed(
     server: Server, ttl: int | None, context: Context
 ) -> None:
