@@ -187,7 +187,7 @@ resource "aws_cloudwatch_dashboard" "this" {
         y      = 0
         properties = {
           title  = "Alarms"
-          alarms = [for alarm in aws_cloudwatch_metric_alarm.this : alarm.arn]
+          alarms = [for alarm in concat(values(aws_cloudwatch_metric_alarm.this), values(aws_cloudwatch_metric_alarm.ratio)) : alarm.arn]
         }
       }],
       # Three graphs a row of the 24 columns that a dashboard has.

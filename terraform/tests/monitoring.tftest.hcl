@@ -109,14 +109,23 @@ run "dashboard" {
     values          = { arn = "arn:aws:cloudwatch:eu-west-1:123456789012:alarm:any" }
   }
 
+  override_resource {
+    target          = aws_cloudwatch_metric_alarm.ratio
+    override_during = plan
+    values          = { arn = "arn:aws:cloudwatch:eu-west-1:123456789012:alarm:any" }
+  }
+
   assert {
     condition     = length(jsondecode(aws_cloudwatch_dashboard.this.dashboard_body).widgets) == 1 + length(local.graphs)
     error_message = "The dashboard shows the alarms and every graph."
   }
 
   assert {
-    condition     = length(jsondecode(aws_cloudwatch_dashboard.this.dashboard_body).widgets[0].properties.alarms) == length(local.metric_alarms)
-    error_message = "The alarms come first."
+    condition = (
+      length(jsondecode(aws_cloudwatch_dashboard.this.dashboard_body).widgets[0].properties.alarms) ==
+      length(local.metric_alarms) + length(local.ratio_alarms)
+    )
+    error_message = "The alarms come first, all of them."
   }
 }
 
