@@ -58,6 +58,15 @@ locals {
     }
   }
 
+  # Decoded and encoded again, so that bad JSON fails the plan. An execution refuses an integration of another partition.
+  state_machine_definitions = {
+    for name, machine in local.state_machines : name => jsonencode(jsondecode(replace(
+      templatefile("${path.module}/../statemachines/${name}.asl.json", machine.variables),
+      "\"arn:aws:states:::",
+      "\"arn:${data.aws_partition.current.partition}:states:::",
+    )))
+  }
+
   # The action takes no resource; its namespace is all that can be narrowed.
   metrics_statement = {
     actions    = ["cloudwatch:PutMetricData"]
@@ -134,11 +143,10 @@ resource "aws_iam_role_policy" "state_machine" {
 resource "aws_sfn_state_machine" "this" {
   for_each = local.state_machines
 
-  name     = "${var.name_prefix}-${each.key}"
-  type     = each.value.type
-  role_arn = aws_iam_role.state_machine[each.key].arn
-  # Decoded and encoded again, so that bad JSON fails the plan.
-  definition = jsonencode(jsondecode(templatefile("${path.module}/../statemachines/${each.key}.asl.json", each.value.variables)))
+  name       = "${var.name_prefix}-${each.key}"
+  type       = each.value.type
+  role_arn   = aws_iam_role.state_machine[each.key].arn
+  definition = local.state_machine_definitions[each.key]
   tags       = var.tags
 
   # MiniStack forgets this setting, which would show as a change in every plan; no endpoint but AWS has X-Ray anyway.

@@ -314,3 +314,20 @@ run "public_keys_need_no_secret" {
     error_message = "connect and default verify with the public keys."
   }
 }
+
+run "another_partition" {
+  command = plan
+
+  override_data {
+    target = data.aws_partition.current
+    values = { partition = "aws-us-gov", dns_suffix = "amazonaws.com" }
+  }
+
+  assert {
+    condition = alltrue([
+      for definition in local.state_machine_definitions :
+      !strcontains(definition, "arn:aws:states:::") && strcontains(definition, "\"arn:aws-us-gov:states:::lambda:invoke\"")
+    ])
+    error_message = "A state calls the integrations of the partition that it runs in."
+  }
+}
