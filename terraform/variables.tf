@@ -8,8 +8,9 @@ variable "name_prefix" {
 
   validation {
     # The longest role name prefix, "<name_prefix>-disconnect-", must stay within IAM's 38 characters.
-    condition     = can(regex("^[a-z][a-z0-9-]{0,22}[a-z0-9]$", var.name_prefix))
-    error_message = "name_prefix must be 2 to 24 lower-case letters, digits and hyphens, start with a letter and not end with a hyphen."
+    # X-Ray keeps the group name "Default" to itself.
+    condition     = can(regex("^[a-z][a-z0-9-]{0,22}[a-z0-9]$", var.name_prefix)) && var.name_prefix != "default"
+    error_message = "name_prefix must be 2 to 24 lower-case letters, digits and hyphens, start with a letter and not end with a hyphen, and not be default."
   }
 }
 
@@ -18,6 +19,16 @@ variable "tags" {
   type        = map(string)
   default     = {}
   nullable    = false
+
+  # What every service takes that is tagged here.
+  validation {
+    condition = length(var.tags) <= 50 && alltrue([
+      for key, value in var.tags :
+      can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{1,128}$", key)) && can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{0,256}$", value)) &&
+      !startswith(lower(key), "aws:")
+    ])
+    error_message = "tags must be at most 50, with keys of 1 to 128 and values of up to 256 letters, digits, spaces and _ . : / = + - @, and no key that starts with aws:."
+  }
 }
 
 # ---- Protection ----------------------------------------------------------------------------------------------
@@ -124,7 +135,7 @@ variable "functions" {
 
   validation {
     condition = alltrue([
-      for memory in [for function in values(var.functions) : function.memory_mb if function.memory_mb != null] :
+      for memory in [for function in values(var.functions) : function.memory_mb if try(function.memory_mb, null) != null] :
       memory >= 128 && memory <= 10240 && floor(memory) == memory
     ])
     error_message = "functions: memory_mb must be a whole number from 128 to 10240."
@@ -132,7 +143,7 @@ variable "functions" {
 
   validation {
     condition = alltrue([
-      for name, seconds in { for name, function in var.functions : name => function.timeout_seconds if function.timeout_seconds != null } :
+      for name, seconds in { for name, function in var.functions : name => function.timeout_seconds if try(function.timeout_seconds, null) != null } :
       try(seconds >= local.timeouts[name].default && seconds <= local.timeouts[name].longest && floor(seconds) == seconds, true)
     ])
     error_message = "functions: timeout_seconds must be a whole number within what the callers wait: ${join(", ", [for name, timeout in local.timeouts : "${name} ${timeout.default} to ${timeout.longest}"])}. API Gateway gives up after 29 s, and the state machines 3 s after the longest of these."
@@ -140,7 +151,7 @@ variable "functions" {
 
   validation {
     condition = alltrue([
-      for reserved in [for function in values(var.functions) : function.reserved_concurrency if function.reserved_concurrency != null] :
+      for reserved in [for function in values(var.functions) : function.reserved_concurrency if try(function.reserved_concurrency, null) != null] :
       reserved >= 1 && floor(reserved) == reserved
     ])
     error_message = "functions: reserved_concurrency must be a whole number of at least 1; 0 would refuse every invocation."
@@ -283,9 +294,15 @@ variable "roles" {
 
   validation {
     condition = alltrue([
-      for role in values(var.roles) : length(setsubtract(role.actions, ["alert", "broadcast", "shelter_update"])) == 0
+      for role in values(var.roles) : try(length(setsubtract(role.actions, ["alert", "broadcast", "shelter_update"])) == 0, false)
     ])
     error_message = "roles: actions must be among alert, broadcast and shelter_update."
+  }
+
+  # Lambda takes 4 KB of environment, and measures it as JSON, within which this is quoted once more.
+  validation {
+    condition     = length(jsonencode(jsonencode(var.roles))) <= 2400
+    error_message = "roles must take at most 2,400 characters of the functions' environment: some 25 of them, or more with short names and few actions."
   }
 }
 
@@ -315,7 +332,7 @@ variable "jwt" {
   }
 
   validation {
-    condition     = length(distinct([for algorithm in var.jwt.algorithms : startswith(algorithm, "HS")])) <= 1
+    condition     = try(length(distinct([for algorithm in var.jwt.algorithms : startswith(algorithm, "HS")])) <= 1, true)
     error_message = "jwt.algorithms must not mix secrets (HS256, HS384, HS512) with public keys (RS..., ES...)."
   }
 
@@ -324,8 +341,14 @@ variable "jwt" {
     error_message = "jwt.issuer and jwt.audience must not be empty."
   }
 
+  # A function's whole environment may take 4 KB.
   validation {
-    condition     = var.jwt.secret_arn == null || alltrue([for algorithm in var.jwt.algorithms : startswith(algorithm, "HS")])
+    condition     = length(join("", compact([var.jwt.issuer, var.jwt.audience, var.jwt.jwks_url]))) <= 600
+    error_message = "jwt.issuer, jwt.audience and jwt.jwks_url must be at most 600 characters in all."
+  }
+
+  validation {
+    condition     = var.jwt.secret_arn == null || try(alltrue([for algorithm in var.jwt.algorithms : startswith(algorithm, "HS")]), true)
     error_message = "jwt.secret_arn belongs to HS256, HS384 and HS512 only; RS... and ES... take jwks_url."
   }
 
@@ -345,7 +368,7 @@ variable "jwt" {
   }
 
   validation {
-    condition     = (var.jwt.jwks_url != null) == anytrue([for algorithm in var.jwt.algorithms : !startswith(algorithm, "HS")])
+    condition     = try((var.jwt.jwks_url != null) == anytrue([for algorithm in var.jwt.algorithms : !startswith(algorithm, "HS")]), true)
     error_message = "jwt.jwks_url is required with RS... and ES..., and belongs to them only."
   }
 
@@ -409,12 +432,12 @@ variable "offline_subscribers" {
   nullable = false
 
   validation {
-    condition     = alltrue([for name in keys(var.offline_subscribers) : can(regex("^[A-Za-z0-9_-]{1,64}$", name))])
-    error_message = "offline_subscribers: a name must be 1 to 64 letters, digits, hyphens and underscores."
+    condition     = alltrue([for name, subscriber in var.offline_subscribers : can(regex("^[A-Za-z0-9_-]{1,64}$", name)) && subscriber != null])
+    error_message = "offline_subscribers: a name must be 1 to 64 letters, digits, hyphens and underscores, and stand for a protocol and an endpoint."
   }
 
   validation {
-    condition     = alltrue([for subscriber in var.offline_subscribers : contains(keys(local.subscriber_endpoints), subscriber.protocol)])
+    condition     = alltrue([for subscriber in var.offline_subscribers : try(contains(keys(local.subscriber_endpoints), subscriber.protocol), false)])
     error_message = "offline_subscribers: protocol must be ${join(", ", keys(local.subscriber_endpoints))}."
   }
 
@@ -427,24 +450,24 @@ variable "offline_subscribers" {
   }
 
   validation {
-    condition     = alltrue([for subscriber in var.offline_subscribers : subscriber.filter_policy == null || can(keys(jsondecode(subscriber.filter_policy)))])
+    condition     = alltrue([for subscriber in var.offline_subscribers : try(subscriber.filter_policy, null) == null || can(keys(jsondecode(subscriber.filter_policy)))])
     error_message = "offline_subscribers: filter_policy must be a JSON object, for example jsonencode({ type = [\"alert\"] })."
   }
 
   validation {
-    condition     = alltrue([for subscriber in var.offline_subscribers : contains(["MessageAttributes", "MessageBody"], subscriber.filter_policy_scope)])
+    condition     = alltrue([for subscriber in var.offline_subscribers : try(contains(["MessageAttributes", "MessageBody"], subscriber.filter_policy_scope), true)])
     error_message = "offline_subscribers: filter_policy_scope must be MessageAttributes or MessageBody."
   }
 
   validation {
-    condition     = alltrue([for subscriber in var.offline_subscribers : !subscriber.raw_message_delivery || contains(["firehose", "https", "sqs"], subscriber.protocol)])
+    condition     = alltrue([for subscriber in var.offline_subscribers : try(!subscriber.raw_message_delivery || contains(["firehose", "https", "sqs"], subscriber.protocol), true)])
     error_message = "offline_subscribers: raw_message_delivery is for firehose, https and sqs."
   }
 
   validation {
     condition = alltrue([
       for subscriber in var.offline_subscribers :
-      subscriber.protocol == "firehose" ? can(regex("^arn:[a-z-]+:iam::\\d{12}:role/\\S+$", subscriber.subscription_role_arn)) : subscriber.subscription_role_arn == null
+      try(subscriber.protocol == "firehose" ? can(regex("^arn:[a-z-]+:iam::\\d{12}:role/\\S+$", subscriber.subscription_role_arn)) : subscriber.subscription_role_arn == null, true)
     ])
     error_message = "offline_subscribers: firehose, and nothing else, needs subscription_role_arn, the whole ARN of the role by which SNS writes to the delivery stream."
   }
@@ -651,7 +674,7 @@ variable "allowed_origins" {
 
   # A function's whole environment may take 4 KB.
   validation {
-    condition     = length(join(",", var.allowed_origins)) <= 2000
+    condition     = try(length(join(",", var.allowed_origins)) <= 2000, true)
     error_message = "allowed_origins must be at most 2,000 characters in all."
   }
 }

@@ -126,6 +126,36 @@ run "function_module" {
   }
 }
 
+run "a_larger_environment_than_lambda_takes" {
+  command = plan
+
+  module {
+    source = "./modules/function"
+  }
+
+  variables {
+    name                     = "muster-any"
+    description              = "Any function."
+    handler                  = "functions.any.handler"
+    bundle                   = "./tests/bundle/functions.zip"
+    layers                   = []
+    runtime                  = "python3.13"
+    architecture             = "arm64"
+    memory_mb                = 512
+    timeout_seconds          = 10
+    reserved_concurrency     = null
+    snap_start               = false
+    environment              = { ANY = join("", [for number in range(1024) : "\"\""]) } # quotes count twice
+    statements               = []
+    log_retention_days       = 30
+    tags                     = {}
+    permissions_boundary_arn = null
+    kms_key_arn              = null
+  }
+
+  expect_failures = [aws_lambda_function.this]
+}
+
 run "without_snap_start" {
   command = plan
 

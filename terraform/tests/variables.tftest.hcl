@@ -767,6 +767,103 @@ run "offline_subscriber_with_a_space_in_its_name" {
 }
 
 # The provider in use knows this region, and none of its services.
+run "nothing_in_place_of_something" {
+  command = plan
+
+  variables {
+    alarm_actions       = [null]
+    allowed_origins     = [null]
+    custom_domain       = { domain_name = null, certificate_arn = null }
+    existing_tables     = { users = { arn = null } }
+    jwt                 = { algorithms = [null] }
+    offline_subscribers = { duty = null }
+    roles               = { admin = null }
+    tags                = { team = null }
+  }
+
+  expect_failures = [
+    var.alarm_actions, var.allowed_origins, var.custom_domain, var.existing_tables, var.jwt, var.offline_subscribers,
+    var.roles, var.tags,
+  ]
+}
+
+run "nothing_further_in" {
+  command = plan
+
+  variables {
+    offline_subscribers = { duty = { protocol = null, endpoint = null } }
+    roles               = { admin = { actions = null } }
+  }
+
+  expect_failures = [var.offline_subscribers, var.roles]
+}
+
+run "a_function_that_differs_in_nothing" {
+  command = plan
+
+  variables {
+    functions = { connect = null, deliver = {} }
+  }
+
+  assert {
+    condition     = local.sizes.connect.memory_mb == var.lambda_memory_mb
+    error_message = "What is not said of a function is as for all."
+  }
+}
+
+run "more_roles_than_an_environment_holds" {
+  command = plan
+
+  variables {
+    roles = { for number in range(40) : "role_${number}" => { actions = ["alert", "broadcast"] } }
+  }
+
+  expect_failures = [var.roles]
+}
+
+run "an_issuer_longer_than_an_environment_holds" {
+  command = plan
+
+  variables {
+    jwt = {
+      issuer     = "https://accounts.example.org/${join("", [for number in range(600) : "x"])}"
+      secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf"
+    }
+  }
+
+  expect_failures = [var.jwt]
+}
+
+run "a_name_that_xray_keeps_to_itself" {
+  command = plan
+
+  variables {
+    name_prefix = "default"
+  }
+
+  expect_failures = [var.name_prefix]
+}
+
+run "tag_of_aws" {
+  command = plan
+
+  variables {
+    tags = { "aws:team" = "any" }
+  }
+
+  expect_failures = [var.tags]
+}
+
+run "tag_with_a_sign_that_aws_refuses" {
+  command = plan
+
+  variables {
+    tags = { team = "any; all" }
+  }
+
+  expect_failures = [var.tags]
+}
+
 run "a_region_without_the_services" {
   command = plan
 

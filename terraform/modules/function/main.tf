@@ -77,6 +77,13 @@ resource "aws_lambda_function" "this" {
     mode = "Active"
   }
 
+  lifecycle {
+    precondition {
+      condition     = length(jsonencode(var.environment)) <= 4096
+      error_message = "The environment of ${var.name} takes more than the 4 KB that Lambda allows: shorten names, roles, allowed origins or what tokens are verified by."
+    }
+  }
+
   # Lambda would make a log group without retention, and the first invocation may come at once.
   depends_on = [aws_cloudwatch_log_group.this, aws_iam_role_policy.this]
 }
