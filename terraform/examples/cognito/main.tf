@@ -37,7 +37,7 @@ resource "aws_cognito_user_pool_client" "app" {
 }
 
 module "muster" {
-  source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.1.0" from a configuration of your own
+  source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.2.0" from a configuration of your own
 
   bundle_dir = "${path.root}/../../../build"
 

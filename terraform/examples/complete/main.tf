@@ -51,7 +51,7 @@ resource "aws_kms_key" "muster" {
 }
 
 module "muster" {
-  source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.1.0" from a configuration of your own
+  source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.2.0" from a configuration of your own
 
   name_prefix = "shelters-live"
   tags        = { environment = "live" }
