@@ -333,7 +333,7 @@ def test_deliver_killed_every_time_is_handed_over_though_some_may_have_it(crowd:
 
 
 def test_deliver_out_of_time_reports_what_is_left(crowd: Crowd) -> None:
-    crowd.machines.post_seconds = 0.2
+    crowd.machines.post_seconds = 2.0
     crowd.proxy.reset(Script({name: [SILENT] for name in crowd.connections[:2]}))
 
     receipt = crowd.tell()
