@@ -49,8 +49,6 @@ ROW_BYTES = 5 * 250
 
 # Held to the plan by tests/contract/test_monitoring.py.
 METRICS, ALARM_METRICS = 18, 29
-# What `detailed_metrics_enabled` adds: six metrics for each of three routes.
-ROUTE_METRICS = 6 * 3
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def monthly(use: Use) -> dict[str, float]:
         "data sent": sent * price["data_out_gb"],
         "tables at rest, recovery included": stored
         * (price["dynamodb_gb_month"] + price["dynamodb_recovery_gb_month"]),
-        "metrics, alarms, dashboard": (METRICS + ROUTE_METRICS) * price["metric_month"]
+        "metrics, alarms, dashboard": METRICS * price["metric_month"]
         + ALARM_METRICS * price["alarm_metric_month"]
         + price["dashboard_month"],
         "secret, and a key of your own": price["secret_month"] + price["kms_key_month"],

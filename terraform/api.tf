@@ -107,9 +107,8 @@ resource "aws_apigatewayv2_stage" "this" {
   tags          = var.tags
 
   default_route_settings {
-    throttling_rate_limit    = var.throttling_rate_limit
-    throttling_burst_limit   = var.throttling_burst_limit
-    detailed_metrics_enabled = true
+    throttling_rate_limit  = var.throttling_rate_limit
+    throttling_burst_limit = var.throttling_burst_limit
     # Execution logs would hold the query string, and with it the token.
     logging_level      = "OFF"
     data_trace_enabled = false

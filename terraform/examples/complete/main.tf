@@ -1,5 +1,6 @@
-# What an organisation with a security review and an on-call rota sets: a key of its own, roles of its own, who may connect
-# from where, capacity kept for the functions that must not wait, logs for a year.
+# What an organisation with a security review and an on-call rota sets: a key of its own, roles of its own and a boundary
+# for those of AWS, who may connect from where, capacity kept for the functions that must not wait, who is paged, who else
+# hears of what reached nobody, logs for a year.
 
 terraform {
   required_version = ">= 1.11"
@@ -55,10 +56,11 @@ module "muster" {
 
   name_prefix = "shelters-live"
   tags        = { environment = "live" }
-  bundle_dir  = "${path.root}/../../../build" # wherever `make build` has put functions.zip and layer.zip
+  bundle_dir  = "${path.root}/../../../build" # wherever `make build` has put functions.zip, layer.zip and bundle.json
 
-  kms_key_arn         = aws_kms_key.muster.arn
-  deletion_protection = true
+  kms_key_arn              = aws_kms_key.muster.arn
+  permissions_boundary_arn = "arn:${data.aws_partition.current.partition}:iam::${data.aws_caller_identity.current.account_id}:policy/boundary"
+  deletion_protection      = true
 
   # HS512: whoever may read the secret issues tokens that name this issuer and this audience.
   jwt = {
@@ -79,6 +81,14 @@ module "muster" {
   functions = {
     deliver = { memory_mb = 1024, reserved_concurrency = 100 }
     offline = { reserved_concurrency = 20 }
+  }
+
+  # The topic that the paging tool is subscribed to.
+  alarm_actions = ["arn:${data.aws_partition.current.partition}:sns:eu-west-1:${data.aws_caller_identity.current.account_id}:on-call"]
+
+  # Must confirm, by the mail that AWS sends.
+  offline_subscribers = {
+    duty = { protocol = "email", endpoint = "duty@example.org", filter_policy = jsonencode({ type = ["alert"] }) }
   }
 
   message_retention_days = 14

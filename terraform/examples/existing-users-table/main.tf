@@ -23,7 +23,7 @@ data "aws_dynamodb_table" "people" {
 module "muster" {
   source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.2.0" from a configuration of your own
 
-  bundle_dir = "${path.root}/../../../build" # wherever `make build` has put functions.zip and layer.zip
+  bundle_dir = "${path.root}/../../../build" # wherever `make build` has put functions.zip, layer.zip and bundle.json
 
   existing_tables = {
     users = {
