@@ -52,7 +52,11 @@ class Process:
 
     def alive(self) -> bool:
         """Tell whether this very process still runs."""
-        return _started(self.pid) == self.started
+        if _started(self.pid) == self.started:
+            return True
+        if child := _children.get(self.pid):
+            child.poll()  # an ended child stays a zombie until its parent looks
+        return False
 
 
 def local_environment(endpoint_url: str) -> dict[str, str]:
@@ -173,8 +177,6 @@ def stop(process: Process) -> None:
 
 def _started(pid: int) -> str | None:
     """Return when a process started, in the system's own terms; None for none and for zombies."""
-    if child := _children.get(pid):
-        child.poll()  # an ended child stays a zombie until its parent looks
     if Path("/proc/self/stat").exists():
         try:
             # Field 2 is the name in parentheses, which may hold anything; field 3 is the state, 22 the start.
