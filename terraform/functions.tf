@@ -97,20 +97,17 @@ locals {
     }
     deliver = {
       description = "Posts a message to a batch of connections."
-      environment = merge(local.tables_environment.connections, {
+      environment = {
         CONNECTIONS_ENDPOINT = local.connections_endpoint
         POST_CONCURRENCY     = var.post_concurrency
-      })
-      statements = concat(local.kms_statements.connections_table, [
-        { actions = ["dynamodb:DeleteItem"], resources = [local.table_arns.connections] },
-        {
-          actions   = ["execute-api:ManageConnections"]
-          resources = ["${local.stage_execution_arn}/POST/@connections/*"]
-        },
-      ])
+      }
+      statements = [{
+        actions   = ["execute-api:ManageConnections"]
+        resources = ["${local.stage_execution_arn}/POST/@connections/*"]
+      }]
     }
     offline = {
-      description = "Hands the users that were not reached over to SNS."
+      description = "Hands the users that were not reached over to SNS, and deletes the rows of gone connections."
       environment = merge(
         local.tables_environment.connections,
         local.tables_environment.messages,
@@ -127,6 +124,7 @@ locals {
         local.kms_statements.offline_topic,
         [
           { actions = ["dynamodb:BatchGetItem"], resources = [local.table_arns.users] },
+          { actions = ["dynamodb:DeleteItem"], resources = [local.table_arns.connections] },
           { actions = ["dynamodb:Query"], resources = ["${local.table_arns.connections}/index/UserIndex"] },
           { actions = ["dynamodb:UpdateItem"], resources = [local.table_arns.messages] },
           {

@@ -589,7 +589,7 @@ variable "post_rate" {
     error_message = "post_rate must be at least 1 post per second."
   }
 
-  # A deliver invocation has 26 s to post its batch.
+  # A deliver invocation has 28 s to post its batch.
   validation {
     condition     = var.batch_size * var.partition_concurrency * var.batch_concurrency <= 20 * max(var.post_rate, 1)
     error_message = "post_rate is too low: with batch_size, partition_concurrency and batch_concurrency as they are, a batch would take more than 20 s. Raise it, or lower one of them."

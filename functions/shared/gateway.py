@@ -23,19 +23,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from functions.shared.connections import epoch
+from functions.shared.connections import HANDSHAKE_SECONDS, epoch
 from functions.shared.signing import PostSigner
 from functions.shared.wire import BROKEN, Address, Wire
 
 Outcome = Literal["delivered", "gone", "failed"]
-
-HANDSHAKE_SECONDS = 10
-"""A connection younger than this may answer 410 because its `$connect` has stored the row but API Gateway has
-not opened the socket yet: its row is kept, and the post is tried again."""
 
 ATTEMPTS = 5
 FIRST_BACKOFF_SECONDS = 0.2
@@ -99,8 +95,6 @@ class Posted:
     retries: int = 0
     throttled: int = 0
     """Answers 429, whatever became of their recipients in the end."""
-    closed: list[Recipient] = field(default_factory=list)
-    """Those of the gone whose 410 came after their handshake: nobody will ever hear through them."""
 
     def count(self, outcome: Outcome) -> int:
         """How many recipients ended so."""
@@ -278,8 +272,6 @@ class _Batch:
         post.attempts += 1
         post.outcome = "delivered" if status == 200 else "gone" if status == 410 else "failed"
         now = time.monotonic()
-        if status == 410 and not post.recipient.in_handshake():
-            self._posted.closed.append(post.recipient)
         if status == 429:
             self._posted.throttled += 1
             post.throttled += 1

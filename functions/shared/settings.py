@@ -96,7 +96,6 @@ class Accept:
 class Deliver:
     """Settings of `deliver`; `post_concurrency` is the number of posts in flight within one invocation."""
 
-    connections_table: str
     connections_endpoint: str
     post_concurrency: int
 

@@ -126,7 +126,7 @@ run "who_may_use_the_key" {
       accept              = ""
       connect             = "connections_table jwt_secret users_table"
       default             = "broadcast_execution connections_table jwt_secret messages_table users_table"
-      deliver             = "connections_table"
+      deliver             = ""
       disconnect          = "connections_table"
       offline             = "connections_table messages_table offline_topic users_table"
       "broadcast machine" = "broadcast_machine fanout_execution messages_table offline_topic"

@@ -166,24 +166,24 @@ run "functions" {
 
   assert {
     condition = jsondecode(module.function["deliver"].policy).Statement == [
-      { Effect = "Allow", Action = ["dynamodb:DeleteItem"], Resource = ["arn:aws:dynamodb:eu-west-1:123456789012:table/muster-connections"] },
       { Effect = "Allow", Action = ["execute-api:ManageConnections"], Resource = ["arn:aws:execute-api:eu-west-1:123456789012:a1b2c3d4e5/live/POST/@connections/*"] },
       { Effect = "Allow", Action = ["logs:CreateLogStream", "logs:PutLogEvents"], Resource = ["arn:aws:logs:eu-west-1:123456789012:log-group:/aws/lambda/muster-deliver:*"] },
       { Effect = "Allow", Action = ["xray:PutTelemetryRecords", "xray:PutTraceSegments"], Resource = ["*"] },
     ]
-    error_message = "deliver posts to connections and deletes the rows of those that are gone."
+    error_message = "deliver posts to connections."
   }
 
   assert {
     condition = jsondecode(module.function["offline"].policy).Statement == [
       { Effect = "Allow", Action = ["dynamodb:BatchGetItem"], Resource = ["arn:aws:dynamodb:eu-west-1:123456789012:table/muster-users"] },
+      { Effect = "Allow", Action = ["dynamodb:DeleteItem"], Resource = ["arn:aws:dynamodb:eu-west-1:123456789012:table/muster-connections"] },
       { Effect = "Allow", Action = ["dynamodb:Query"], Resource = ["arn:aws:dynamodb:eu-west-1:123456789012:table/muster-connections/index/UserIndex"] },
       { Effect = "Allow", Action = ["dynamodb:UpdateItem"], Resource = ["arn:aws:dynamodb:eu-west-1:123456789012:table/muster-messages"] },
       { Effect = "Allow", Action = ["sns:Publish"], Resource = ["arn:aws:sns:eu-west-1:123456789012:muster-offline"] },
       { Effect = "Allow", Action = ["logs:CreateLogStream", "logs:PutLogEvents"], Resource = ["arn:aws:logs:eu-west-1:123456789012:log-group:/aws/lambda/muster-offline:*"] },
       { Effect = "Allow", Action = ["xray:PutTelemetryRecords", "xray:PutTraceSegments"], Resource = ["*"] },
     ]
-    error_message = "offline looks users and their connections up, claims the hand-over and publishes it."
+    error_message = "offline looks users and their connections up, claims the hand-over, publishes it and deletes the rows of those that are gone."
   }
 }
 

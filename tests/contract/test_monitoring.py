@@ -177,8 +177,9 @@ def lines() -> list[Json]:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(written):
         patch.setattr(logger.registered_handler, "stream", written)
         patch.setattr(metrics.provider, "namespace", "Muster")
-        for module in (connect, default, deliver):
+        for module in (connect, default, offline):
             patch.setattr(module, "dependencies", Mock())
+        patch.setattr(deliver, "gateway", Mock())
 
         admit = Mock(side_effect=[{}, TokenRefused("expired"), RuntimeError("the table is away")])
         patch.setattr(connect, "admit", admit)
@@ -200,7 +201,7 @@ def lines() -> list[Json]:
         posted = Posted([(Recipient("c", "u", 0.0), "delivered")], retries=0, throttled=0)
         patch.setattr(deliver, "deliver", Mock(return_value=posted))
         deliver.handler({"messageId": "m"}, context)
-        patch.setattr(offline, "handover", lambda: Mock(hand_over=lambda batch: HandedOver(1, 0)))
+        patch.setattr(offline, "hand_over", Mock(return_value=HandedOver(1, 0)))
         offline.handler({"messageId": "m"}, context)
     return [json.loads(line) for line in written.getvalue().splitlines()]
 

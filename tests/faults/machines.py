@@ -22,7 +22,7 @@ from uuid import uuid4
 from botocore.exceptions import ClientError
 from ministack.services import stepfunctions
 
-from functions import accept, deliver
+from functions import accept, deliver, offline
 from functions.shared import settings
 from functions.shared.connections import Connections, epoch
 from functions.shared.gateway import Gateway
@@ -46,10 +46,11 @@ CALLS = {
     "fanout": "they start a fan-out",
     "deliver": "they invoke Deliver: it dies before it did anything",
     "delivered": "they invoke Deliver: it dies of its answer",
-    "forget": "Deliver deletes a row",
+    "page": "they invoke Offline: the whole fan-out dies instead",
     "offline": "they invoke Offline: it dies before it did anything",
     "handed_over": "they invoke Offline: it dies of its answer",
     "hand_over": "Offline publishes a batch of users",
+    "forget": "Offline deletes a row",
     "publish": "they publish by themselves",
 }
 """What can be made to fail."""
@@ -62,6 +63,10 @@ Json = dict[str, Any]
 
 class Failure(Exception):
     """A call that was told to fail."""
+
+
+class Death(Exception):
+    """An execution that was told to fail, whatever it catches."""
 
 
 @dataclass
@@ -117,7 +122,7 @@ class Machines:
             "post_burst": "10",
         }
         self.size(page_size, batch_size)
-        self._handover = Handover(
+        handover = Handover(
             self.dynamodb.client,
             self.sns.client,
             connections_table="connections",
@@ -126,6 +131,7 @@ class Machines:
             topic_arn=TOPIC,
             retention_seconds=RETENTION_SECONDS,
         )
+        self._handing = offline.Dependencies(handover, Connections(self.dynamodb.client, "connections"))
         self._accept_settings = settings.Accept(
             roles=ROLES, audience_shards=SHARDS, message_retention_seconds=RETENTION_SECONDS
         )
@@ -296,10 +302,8 @@ class Machines:
         self._fail("deliver")
         with self._lock:
             gateway = self._environments.pop() if self._environments else make_gateway(self._endpoint)
-        connections = Connections(self.dynamodb.client, "connections")
-        using = deliver.Dependencies(gateway, connections)
         posted = deliver.deliver(
-            conforming("delivery-batch", batch), time.monotonic() + self.post_seconds, using
+            conforming("delivery-batch", batch), time.monotonic() + self.post_seconds, gateway
         )
         # An environment whose invocation crashed is not used again.
         self._fail("delivered")
@@ -310,9 +314,13 @@ class Machines:
         return result
 
     def _offline(self, batch: Json) -> Json:
+        try:
+            self._fail("page")
+        except Failure:
+            raise Death from None
         self._fail("offline")
         try:
-            result = self._handover.hand_over(conforming("offline-batch", batch))
+            result = offline.hand_over(conforming("offline-batch", batch), self._handing)
         except ClientError as error:
             raise Failure("offline") from error
         self._fail("handed_over")

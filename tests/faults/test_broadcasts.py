@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from functions.shared import gateway
+from functions.shared import connections, gateway
 from tests.faults.machines import ALWAYS, CALLS, Json, Machines, Trouble
 from tests.faults.proxy import (
     BROKEN,
@@ -208,8 +208,8 @@ class Broadcasts(RuleBasedStateMachine):
             assert set(told.users) == expected
             assert (receipt["offline"], receipt["offlineFailed"]) == (len(expected), 0)
             assert (told.floor, receipt["unreached"], told.whole) == (set(), [], offline == "always")
-            gone = {name for name, outcome in reported.items() if outcome == "gone"}
-            assert set(before) - set(self._live()) == gone - self.young
+            gone = {name for name, outcome in reported.items() if outcome == "gone"} - self.young
+            assert set(before) - set(self._live()) == (gone if offline != "never" else set())
         else:
             lost = {
                 person.user_id
@@ -416,6 +416,16 @@ def test_fan_out_that_fails_twice_reaches_everybody_once(crowd: Crowd) -> None:
     assert set(crowd.proxy.taken.values()) == {1}
 
 
+def test_fan_out_that_dies_before_it_hands_a_page_over_finds_the_gone_again(crowd: Crowd) -> None:
+    crowd.proxy.reset(Script({name: [GONE, GONE] for name in crowd.connections[:2]}, otherwise=TAKEN))
+
+    receipt = crowd.tell(trouble={"page": [0]})
+
+    assert (_outcomes(receipt), receipt["offline"]) == ((4, 2, 0), 2)
+    assert crowd.machines.told(receipt["id"]).users == {"u0": 1, "u1": 1}
+    assert len(crowd.machines.rows()) == 4
+
+
 def test_fan_out_that_fails_for_good_and_sns_too_is_in_the_receipt(crowd: Crowd) -> None:
     receipt = crowd.tell(trouble={"fanout": ALWAYS, "publish": ALWAYS})
 
@@ -435,8 +445,9 @@ def test_client_told_in_the_middle_of_its_handshake_is_not_deaf_afterwards(
     """
     machines = Machines(proxy.endpoint, page_size=7, batch_size=3)
     if naive:
-        monkeypatch.setattr(gateway, "HANDSHAKE_SECONDS", 0)
-    opening = machines.connect("u0", "resident", "north", age=0)
+        for module in connections, gateway:
+            monkeypatch.setattr(module, "HANDSHAKE_SECONDS", 0)
+    opening = machines.connect("u0", "resident", "north", age=1)
     proxy.reset(Script({opening: [GONE]}))
     first = machines.broadcast({"shelters": ["north"]})
     proxy.reset()

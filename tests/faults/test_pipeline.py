@@ -176,7 +176,7 @@ def test_deliver_whose_time_runs_out_reports_what_is_left(
     deployment: Deployment, connect: Connect, shelter: str, relay: FaultProxy, variants: Variants
 ) -> None:
     deliver = variants.function(
-        "deliver", environment={"CONNECTIONS_ENDPOINT": relay.endpoint}, timeout_seconds=6
+        "deliver", environment={"CONNECTIONS_ENDPOINT": relay.endpoint}, timeout_seconds=4
     )
     machine = variants.broadcast({variants.arn_of("deliver"): deliver})
     users = [deployment.user("resident", shelter) for _ in range(3)]

@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from os import urandom
 from typing import Any
 
@@ -74,6 +75,19 @@ def test_notification_carries_the_message_and_what_subscribers_filter_on(
         "role": "first_responder",
         "shelterId": shelter,
     }
+
+
+def test_gone_connection_is_forgotten_unless_it_was_just_opening(
+    deployment: Deployment, connect: Connect, message: Message
+) -> None:
+    first, second = deployment.user(), deployment.user()
+    gone, opening = connect(first), connect(second, connected_at=datetime.now(UTC))
+
+    counts = message.hand_over([_gone(first, gone), _gone(second, opening)])
+
+    assert counts == {"offline": 2, "offlineFailed": 0}
+    assert deployment.connection(gone) is None
+    assert deployment.connection(opening) is not None
 
 
 def test_user_with_another_live_connection_is_left_out(

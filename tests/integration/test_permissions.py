@@ -123,13 +123,13 @@ def _delivers(deployment: Deployment, function: str) -> bool:
     connections = [{key: row[key] for key in ("connectionId", "userId", "connectedAt")}]
     batch = {"messageId": _message_id(), "type": "alert", "envelope": "{}", "connections": connections}
     result = deployment.invoke(function, batch).payload
-    kept = deployment.connection(connection_id)
     deployment.forget_connections([connection_id])
-    return result["gone"] == 1 and kept is None
+    return bool(result["gone"] == 1)
 
 
 def _hands_over(deployment: Deployment, function: str) -> bool:
-    message_id = _message_id()
+    message_id, user = _message_id(), deployment.user()
+    gone = deployment.put_connection(user)
     batch = {
         "messageId": message_id,
         "type": "alert",
@@ -143,10 +143,12 @@ def _hands_over(deployment: Deployment, function: str) -> bool:
             }
         ),
         "claim": "one",
-        "undelivered": [{"userId": deployment.user().user_id, "reason": "absent"}],
+        "undelivered": [{"userId": user.user_id, "reason": "gone", "connectionId": gone}],
     }
     answer = deployment.invoke(function, batch).payload
-    return bool(answer == {"offline": 1, "offlineFailed": 0})
+    kept = deployment.connection(gone)
+    deployment.forget_connections([gone])
+    return answer == {"offline": 1, "offlineFailed": 0} and kept is None
 
 
 def _message_id() -> str:

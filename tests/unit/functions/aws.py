@@ -119,7 +119,12 @@ class DynamoDB(Service):
     def PutItem(self, TableName: str, Item: Item) -> None:
         self.tables[TableName][self._key(TableName, Item)] = Item
 
-    def DeleteItem(self, TableName: str, Key: Item) -> None:
+    def DeleteItem(self, TableName: str, Key: Item, **given: Any) -> None:
+        expressions = Expressions(given, Refusal)
+        item = self.tables[TableName].get(self._key(TableName, Key), {})
+        if "ConditionExpression" in given and not expressions.holds(given["ConditionExpression"], item):
+            raise Refusal("ConditionalCheckFailedException")
+        expressions.refuse_unused()
         self.tables[TableName].pop(self._key(TableName, Key), None)
 
     def UpdateItem(self, TableName: str, Key: Item, **given: Any) -> dict[str, Any]:

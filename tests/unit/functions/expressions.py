@@ -114,6 +114,8 @@ class Expressions:
         match operator:
             case "=":
                 return Condition(lambda item: item.get(name) == value, frozenset({name}))
+            case "<":
+                return Condition(lambda item: name in item and _comparable(item[name]) < _comparable(value))
             case ">":
                 return Condition(lambda item: name in item and _comparable(item[name]) > _comparable(value))
         raise self._invalid(f"no operator {operator} here")

@@ -6,12 +6,10 @@ from typing import Any
 import pytest
 
 from functions import deliver
-from functions.shared import gateway
-from functions.shared.connections import Connections, iso
-from functions.shared.gateway import Gateway, Pace, Posted, Recipient
+from functions.shared.connections import iso
+from functions.shared.gateway import Pace, Posted, Recipient
 from tests.schemas import conforming
 
-from .aws import DynamoDB
 from .conftest import Logs
 from .loopback import Answer, Endpoint, answer, gateway_to, scripted
 from .support import Context
@@ -22,7 +20,6 @@ GONE, BROKEN, THROTTLED = answer(410), answer(403), answer(429)
 
 SCRIPTS: dict[str, list[Answer]] = {
     "gone=": [GONE],
-    "young=": [GONE],
     "broken=": [BROKEN],
     "slow=": [THROTTLED, answer(200)],
 }
@@ -31,18 +28,14 @@ pytestmark = pytest.mark.usefixtures("no_waiting")
 
 
 def batch(*connection_ids: str) -> dict[str, Any]:
-    """A `delivery-batch`; a connection named young is in its handshake."""
-    now = time.time()
+    """A `delivery-batch`."""
+    connected_at = iso(time.time() - 60)
     made: dict[str, Any] = {
         "messageId": MESSAGE_ID,
         "type": "alert",
         "envelope": ENVELOPE,
         "connections": [
-            {
-                "connectionId": name,
-                "userId": f"user of {name}",
-                "connectedAt": iso(now if name == "young=" else now - 60),
-            }
+            {"connectionId": name, "userId": f"user of {name}", "connectedAt": connected_at}
             for name in connection_ids
         ],
     }
@@ -58,26 +51,19 @@ def endpoint() -> Iterator[Endpoint]:
 @pytest.fixture
 def run(
     endpoint: Endpoint,
-    dynamodb: DynamoDB,
     context: Context,
     logs: Logs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Deliver to connections, all of which have a row."""
+    """Deliver to connections."""
     with gateway_to(endpoint.url) as opened:
-        dependencies = deliver.Dependencies(opened, Connections(dynamodb.client, "connections"))
-        monkeypatch.setattr(deliver, "dependencies", lambda: dependencies)
+        monkeypatch.setattr(deliver, "gateway", lambda: opened)
 
         def run(*connection_ids: str) -> dict[str, Any]:
-            dynamodb.add("connections", *({"connectionId": name} for name in connection_ids))
             result = deliver.handler(batch(*connection_ids), context)
             return conforming("delivery-result", result)  # type: ignore[no-any-return]
 
         yield run
-
-
-def left(dynamodb: DynamoDB) -> list[str]:
-    return [row["connectionId"] for row in dynamodb.rows("connections")]
 
 
 def test_every_connection_is_posted_the_envelope_and_reported_once(
@@ -95,47 +81,6 @@ def test_every_connection_is_posted_the_envelope_and_reported_once(
         ],
     }
     assert {request.body.decode() for request in endpoint.requests} == {ENVELOPE}
-
-
-def test_the_rows_of_gone_connections_are_deleted_and_no_others(
-    run: Callable[..., dict[str, Any]], dynamodb: DynamoDB
-) -> None:
-    run("c1=", "gone=", "c2=", "broken=")
-    assert left(dynamodb) == ["c1=", "c2=", "broken="]
-
-
-def test_a_connection_that_may_still_be_opening_keeps_its_row(
-    run: Callable[..., dict[str, Any]], dynamodb: DynamoDB
-) -> None:
-    result = run("young=", "gone=")
-    assert (result["gone"], left(dynamodb)) == (2, ["young="])
-
-
-def test_a_connection_that_has_opened_by_the_end_of_a_long_batch_keeps_its_row(
-    run: Callable[..., dict[str, Any]], dynamodb: DynamoDB, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its 410 came during the handshake, and says nothing about what it is now."""
-    post = Gateway.post
-
-    def outlast(*arguments: Any) -> Posted:
-        posted = post(*arguments)
-        monkeypatch.setattr(gateway, "HANDSHAKE_SECONDS", 0)
-        return posted
-
-    monkeypatch.setattr(Gateway, "post", outlast)
-    result = run("young=", "gone=")
-    assert (result["gone"], left(dynamodb)) == (2, ["young="])
-
-
-def test_a_row_that_cannot_be_deleted_is_logged_and_the_delivery_stands(
-    run: Callable[..., dict[str, Any]], dynamodb: DynamoDB, logs: Logs
-) -> None:
-    dynamodb.failing.add("DeleteItem")
-    result = run("c1=", "gone=")
-    assert (result["delivered"], result["gone"]) == (1, 1)
-    warning, info, _ = logs()
-    assert (warning["level"], warning["message"]) == ("WARNING", "rows of gone connections kept")
-    assert (info["level"], info["gone"]) == ("INFO", 1)
 
 
 def test_counts_are_logged_and_measured_without_the_payload(
@@ -169,20 +114,18 @@ def test_the_gateway_is_given_the_batchs_pace_and_the_time_but_for_the_reports(
             given.append((deadline - time.monotonic(), pace))
             return Posted([(who, "failed") for who in recipients])
 
-    using: Any = deliver.Dependencies(Watched(), None)  # type: ignore[arg-type]
-    monkeypatch.setattr(deliver, "dependencies", lambda: using)
+    monkeypatch.setattr(deliver, "gateway", Watched)
     context.remaining = 30_000
     request = batch("c1=", "c2=") | ({"pace": pace} if pace else {})
     assert deliver.handler(conforming("delivery-batch", request), context)["failed"] == 2
     ((seconds, passed_on),) = given
-    assert seconds == pytest.approx(26, abs=1)
+    assert seconds == pytest.approx(28.5, abs=0.5)
     assert passed_on == (Pace(**pace) if pace else None)
 
 
 def test_without_time_left_nothing_is_posted_and_everybody_is_reported(
-    run: Callable[..., dict[str, Any]], context: Context, endpoint: Endpoint, dynamodb: DynamoDB
+    run: Callable[..., dict[str, Any]], context: Context, endpoint: Endpoint
 ) -> None:
     context.remaining = deliver.REPORT_MILLISECONDS - 1
     assert run("c1=", "gone=")["failed"] == 2
     assert endpoint.requests == []
-    assert left(dynamodb) == ["c1=", "gone="]

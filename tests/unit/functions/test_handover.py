@@ -7,12 +7,15 @@ from itertools import permutations
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from functions import offline
 from functions.shared import handover
+from functions.shared.connections import Connections, iso
 from functions.shared.handover import HandedOver, Handover, Missed, missed_users
+from functions.shared.messages import id_time
 from tests.schemas import conforming
 
 from .aws import DynamoDB, Sns
@@ -61,8 +64,8 @@ def missed(user: str, connection: str | None = None, reason: str = "gone") -> di
     return {"userId": user, "reason": reason, "connectionId": connection}
 
 
-def connect(dynamodb: DynamoDB, user: str, connection: str, ttl: int = LATER) -> None:
-    dynamodb.add("connections", {"connectionId": connection, "userId": user, "ttl": ttl})
+def connect(dynamodb: DynamoDB, user: str, connection: str, ttl: int = LATER, **rest: str) -> None:
+    dynamodb.add("connections", {"connectionId": connection, "userId": user, "ttl": ttl, **rest})
 
 
 @pytest.fixture
@@ -373,8 +376,8 @@ def test_the_function_answers_with_its_counts_and_logs_no_payload(
     monkeypatch: pytest.MonkeyPatch,
     naps: list[float],
 ) -> None:
-    handing = handover_of(dynamodb, sns)
-    monkeypatch.setattr(offline, "handover", lambda: handing)
+    using = offline.Dependencies(handover_of(dynamodb, sns), Connections(dynamodb.client, "connections"))
+    monkeypatch.setattr(offline, "dependencies", lambda: using)
     sns.refuse = lambda call, entry: entry["Id"] == "1"
     answer = offline.handler(batch(*(missed(f"u{n}", f"c{n}") for n in range(3))), context)
     assert conforming("offline-result", answer) == {"offline": 2, "offlineFailed": 1}
@@ -382,3 +385,72 @@ def test_the_function_answers_with_its_counts_and_logs_no_payload(
     assert (line["messageId"], line["offline"], line["offlineFailed"]) == (MESSAGE_ID, 2, 1)
     assert (metrics["Offline"], metrics["OfflineFailed"]) == ([2], [1])
     assert "bridge" not in json.dumps([line, metrics])
+
+
+# Whose rows are deleted
+
+
+@pytest.fixture
+def using(handing: Handover, dynamodb: DynamoDB) -> offline.Dependencies:
+    """What Offline works with; four connections of four users have rows, and one of them opened just now."""
+    sent_at = id_time(MESSAGE_ID)
+    for name, seconds in {"gone": 60, "other": 60, "opened": 10.001, "opening": 9.999}.items():
+        connect(dynamodb, f"u-{name}", name, connectedAt=iso(sent_at - seconds))
+    return offline.Dependencies(handing, Connections(dynamodb.client, "connections"))
+
+
+def left(dynamodb: DynamoDB) -> list[str]:
+    return [row["connectionId"] for row in dynamodb.rows("connections")]
+
+
+def test_the_rows_of_gone_connections_are_deleted_and_no_others(
+    using: offline.Dependencies, dynamodb: DynamoDB
+) -> None:
+    given = batch(missed("u-gone", "gone"), missed("u-other", "other", "failed"), missed("nobody"))
+    assert offline.hand_over(given, using) == HandedOver(3, 0)
+    assert left(dynamodb) == ["other", "opened", "opening"]
+
+
+def test_a_connection_that_was_opening_when_the_message_was_sent_keeps_its_row(
+    using: offline.Dependencies, dynamodb: DynamoDB
+) -> None:
+    """Its 410 says nothing about what it is now."""
+    given = batch(missed("u-opened", "opened"), missed("u-opening", "opening"), missed("u", "unknown"))
+    assert offline.hand_over(given, using) == HandedOver(3, 0)
+    assert left(dynamodb) == ["gone", "other", "opening"]
+
+
+def test_rows_outlast_a_hand_over_that_fails(
+    using: offline.Dependencies, dynamodb: DynamoDB, sns: Sns
+) -> None:
+    """Whoever repeats it finds in them whom to hand over."""
+    sns.failing.add("PublishBatch")
+    with pytest.raises(ClientError):
+        offline.hand_over(batch(missed("u-gone", "gone")), using)
+    assert "gone" in left(dynamodb)
+
+
+def test_a_row_that_cannot_be_deleted_is_logged_and_the_hand_over_stands(
+    using: offline.Dependencies, dynamodb: DynamoDB, logs: Logs
+) -> None:
+    dynamodb.failing.add("DeleteItem")
+    assert offline.hand_over(batch(missed("u-gone", "gone")), using) == HandedOver(1, 0)
+    (warning,) = logs()
+    assert (warning["level"], warning["message"], warning["rows"]) == (
+        "WARNING",
+        "rows of gone connections kept",
+        1,
+    )
+
+
+def test_a_table_that_stalls_does_not_have_the_users_handed_over_again(
+    using: offline.Dependencies, dynamodb: DynamoDB, logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(offline, "FORGET_SECONDS", 0.1)
+    monkeypatch.setattr(Connections, "delete_if_open_by", lambda *_: over.wait(30))
+    try:
+        assert offline.hand_over(batch(missed("u-gone", "gone")), using) == HandedOver(1, 0)
+    finally:
+        over.set()
+    assert logs()[0]["rows"] == 1

@@ -36,8 +36,8 @@ FUNCTIONS: dict[str, tuple[Any, dict[str, str]]] = {
     "default": (default.dependencies, DEFAULT),
     "default, for a renewal": (default.verifier, DEFAULT),
     "accept": (accept.config, ROLES | RETENTION | CONNECT),
-    "deliver": (deliver.dependencies, TABLES | ENDPOINT | {"POST_CONCURRENCY": "64"}),
-    "offline": (offline.handover, TABLES | RETENTION | {"OFFLINE_TOPIC_ARN": TOPIC}),
+    "deliver": (deliver.gateway, ENDPOINT | {"POST_CONCURRENCY": "64"}),
+    "offline": (offline.dependencies, TABLES | RETENTION | {"OFFLINE_TOPIC_ARN": TOPIC}),
 }
 
 
