@@ -122,8 +122,8 @@ class TestStart:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "PERSIST_STATE", "HTTP_PROXY"):
             monkeypatch.setenv(name, "the user's")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAREAL")
-        emulator.start(4611, log=tmp_path / "log", folder=tmp_path / "tmp")
-        assert wait_for(lambda: stand_in.exists() and stand_in.read_text().endswith("}"))
+        process = emulator.start(4611, log=tmp_path / "log", folder=tmp_path / "tmp")
+        assert wait_for(lambda: not process.alive())
         environment = json.loads(stand_in.read_text())
         assert "the user's" not in environment.values()
         assert environment["AWS_ACCESS_KEY_ID"] == "test"
