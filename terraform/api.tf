@@ -69,12 +69,17 @@ resource "aws_apigatewayv2_route_response" "this" {
 resource "aws_lambda_permission" "route" {
   for_each = local.routes
 
-  statement_id  = "WebSocketRoute-${replace(each.key, "/[^A-Za-z0-9_-]/", "")}"
-  action        = "lambda:InvokeFunction"
-  function_name = module.function[each.value.function].name
-  qualifier     = module.function[each.value.function].alias
-  principal     = "apigateway.amazonaws.com"
-  source_arn    = "${local.stage_execution_arn}/${each.key}"
+  statement_id_prefix = "WebSocketRoute-${replace(each.key, "/[^A-Za-z0-9_-]/", "")}-"
+  action              = "lambda:InvokeFunction"
+  function_name       = module.function[each.value.function].name
+  qualifier           = module.function[each.value.function].alias
+  principal           = "apigateway.amazonaws.com"
+  source_arn          = "${local.stage_execution_arn}/${each.key}"
+
+  # When snap_start changes, the old one serves until the new one does: publishing takes minutes.
+  lifecycle {
+    create_before_destroy = true
+  }
 }
 
 # A stage serves what was deployed last: changes reach clients only through a new deployment.

@@ -138,3 +138,15 @@ def test_route_is_deployed_before_the_old_deployment_goes(upgrade: Upgrade) -> N
         "aws_apigatewayv2_deployment.this": REPLACE_AFTER,
         "aws_apigatewayv2_stage.this": UPDATE,
     }
+
+
+def test_snap_start_leaves_no_moment_in_which_api_gateway_may_invoke_nothing(upgrade: Upgrade) -> None:
+    """Publishing the snapshots takes minutes, and the permissions of before serve until the aliases do."""
+    changes = upgrade.plan("-var=snap_start=true")
+
+    permissions = {address: actions for address, actions in changes.items() if "_permission." in address}
+    assert permissions == {
+        f'aws_lambda_permission.route["{route}"]': REPLACE_AFTER
+        for route in ("$connect", "$default", "$disconnect")
+    }
+    assert {actions[0] for actions in changes.values()} == {"create", "update"}
