@@ -353,8 +353,9 @@ variable "jwt" {
   }
 
   validation {
-    condition     = var.jwt.secret_arn == null || can(regex("^arn:[a-z-]+:secretsmanager:[a-z0-9-]+:\\d{12}:secret:.+$", var.jwt.secret_arn))
-    error_message = "jwt.secret_arn must be the whole ARN of a Secrets Manager secret."
+    # IAM compares the whole: without the six characters that AWS adds to the name, every handshake would be refused.
+    condition     = var.jwt.secret_arn == null || can(regex("^arn:[a-z-]+:secretsmanager:[a-z0-9-]+:\\d{12}:secret:.+-[A-Za-z0-9]{6}$", var.jwt.secret_arn))
+    error_message = "jwt.secret_arn must be the whole ARN of a Secrets Manager secret, with the hyphen and six characters at its end (arn:aws:secretsmanager:<region>:<account>:secret:<name>-<6 characters>)."
   }
 
   validation {

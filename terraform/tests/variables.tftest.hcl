@@ -290,6 +290,16 @@ run "jwt_secret_name" {
   expect_failures = [var.jwt]
 }
 
+run "jwt_secret_arn_without_its_end" {
+  command = plan
+
+  variables {
+    jwt = { secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:shelters/jwt" }
+  }
+
+  expect_failures = [var.jwt]
+}
+
 run "jwt_plain_http" {
   command = plan
 
