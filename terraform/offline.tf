@@ -28,12 +28,12 @@ locals {
     })
   }
 
-  # What each protocol takes as its endpoint.
+  # What each protocol takes as its endpoint. A function's version $LATEST takes no permission [Lambda AddPermission].
   subscriber_endpoints = {
     email    = "^[^@\\s]+@[^@\\s]+$"
     firehose = "^arn:[a-z-]+:firehose:[a-z0-9-]+:\\d{12}:deliverystream/[A-Za-z0-9_.-]+$"
     https    = "^https://[^/\\s]+(/\\S*)?$"
-    lambda   = "^arn:[a-z-]+:lambda:[a-z0-9-]+:\\d{12}:function:[A-Za-z0-9_-]+(:[A-Za-z0-9_$-]+)?$"
+    lambda   = "^arn:[a-z-]+:lambda:[a-z0-9-]+:\\d{12}:function:[A-Za-z0-9_-]+(:[A-Za-z0-9_-]+)?$"
     sms      = "^\\+[1-9]\\d{6,14}$" # E.164
     sqs      = "^arn:[a-z-]+:sqs:[a-z0-9-]+:\\d{12}:[A-Za-z0-9_-]+$"
   }

@@ -232,6 +232,11 @@ variable "alarm_actions" {
     ])
     error_message = "alarm_actions must be at most 5 ARNs of standard SNS topics, such as arn:aws:sns:eu-west-1:123456789012:on-call."
   }
+
+  validation {
+    condition     = alltrue([for arn in var.alarm_actions : try(split(":", arn)[3] == local.region, true)])
+    error_message = "alarm_actions must be topics of the region that the alarms are in, ${local.region}."
+  }
 }
 
 variable "alarm_thresholds" {
@@ -448,6 +453,12 @@ variable "offline_subscribers" {
       can(regex(lookup(local.subscriber_endpoints, subscriber.protocol, ""), subscriber.endpoint))
     ])
     error_message = "offline_subscribers: endpoint must be the whole ARN of a firehose delivery stream, lambda function or sqs standard queue, an email address, an https:// address, or for sms a number like +15551230000."
+  }
+
+  # Its permission is made here.
+  validation {
+    condition     = alltrue([for subscriber in var.offline_subscribers : try(subscriber.protocol != "lambda" || strcontains(subscriber.endpoint, ":lambda:${local.arn_scope}:"), true)])
+    error_message = "offline_subscribers: a lambda function must be of this region and account, ${local.arn_scope}."
   }
 
   validation {

@@ -609,11 +609,13 @@ run "another_region" {
   command = plan
 
   variables {
-    kms_key_arn = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
-    jwt         = { secret_arn = "arn:aws:secretsmanager:us-east-1:123456789012:secret:jwt-AbCdEf" }
+    alarm_actions       = ["arn:aws:sns:us-east-1:123456789012:on-call"]
+    kms_key_arn         = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    jwt                 = { secret_arn = "arn:aws:secretsmanager:us-east-1:123456789012:secret:jwt-AbCdEf" }
+    offline_subscribers = { one = { protocol = "lambda", endpoint = "arn:aws:lambda:us-east-1:123456789012:function:wording" } }
   }
 
-  expect_failures = [var.kms_key_arn, var.jwt]
+  expect_failures = [var.alarm_actions, var.kms_key_arn, var.jwt, var.offline_subscribers]
 }
 
 run "the_key_of_a_table_by_its_alias" {
@@ -681,6 +683,26 @@ run "offline_subscriber_endpoint_of_lambda" {
 
   variables {
     offline_subscribers = { one = { protocol = "lambda", endpoint = "wording" } }
+  }
+
+  expect_failures = [var.offline_subscribers]
+}
+
+run "offline_subscriber_function_of_another_account" {
+  command = plan
+
+  variables {
+    offline_subscribers = { one = { protocol = "lambda", endpoint = "arn:aws:lambda:eu-west-1:210987654321:function:wording" } }
+  }
+
+  expect_failures = [var.offline_subscribers]
+}
+
+run "offline_subscriber_function_as_it_was_last_changed" {
+  command = plan
+
+  variables {
+    offline_subscribers = { one = { protocol = "lambda", endpoint = "arn:aws:lambda:eu-west-1:123456789012:function:wording:$LATEST" } }
   }
 
   expect_failures = [var.offline_subscribers]
