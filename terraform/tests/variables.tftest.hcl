@@ -798,7 +798,6 @@ run "offline_subscriber_with_a_space_in_its_name" {
   expect_failures = [var.offline_subscribers]
 }
 
-# The provider in use knows this region, and none of its services.
 run "nothing_in_place_of_something" {
   command = plan
 
@@ -896,6 +895,7 @@ run "tag_with_a_sign_that_aws_refuses" {
   expect_failures = [var.tags]
 }
 
+# The provider in use knows this region, and none of its services.
 run "a_region_without_the_services" {
   command = plan
 
