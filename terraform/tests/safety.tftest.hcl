@@ -293,3 +293,43 @@ run "logs_expire" {
     error_message = "Every log group keeps its events as long as asked."
   }
 }
+
+# The secret alone, since its value is asked of AWS.
+run "secret_made_here" {
+  command = plan
+
+  plan_options {
+    target = [aws_secretsmanager_secret.jwt]
+  }
+
+  variables {
+    jwt         = {}
+    kms_key_arn = "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+  }
+
+  assert {
+    condition = (
+      aws_secretsmanager_secret.jwt[0].recovery_window_in_days == 30 &&
+      aws_secretsmanager_secret.jwt[0].kms_key_id == "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    )
+    error_message = "The secret is encrypted by the key, and can be restored for 30 days."
+  }
+}
+
+run "secret_made_here_without_protection" {
+  command = plan
+
+  plan_options {
+    target = [aws_secretsmanager_secret.jwt]
+  }
+
+  variables {
+    jwt                 = {}
+    deletion_protection = false
+  }
+
+  assert {
+    condition     = aws_secretsmanager_secret.jwt[0].recovery_window_in_days == 0
+    error_message = "Without protection the secret goes at once."
+  }
+}
