@@ -32,8 +32,8 @@ EMULATOR_ONLY = [
     *(f"states:{action}" for action in ("ListTagsForResource", "TagResource", "UntagResource")),
     *("cloudwatch:DeleteDashboards", "cloudwatch:GetDashboard", "cloudwatch:PutDashboard"),
     "lambda:CreateFunction",
-    # The name that it has for GetLayerVersion.
-    "lambda:ListLayers",
+    # The names that it has for GetAlias and GetLayerVersion.
+    *("lambda:ListAliases", "lambda:ListLayers"),
 ]
 
 _ON_AWS_ONLY = "alarms, saved queries and the trace group are made on AWS only"
@@ -57,11 +57,7 @@ NOT_CALLED = {
     "xray:UntagResource": _ON_AWS_ONLY,
     "xray:UpdateGroup": _ON_AWS_ONLY,
     "lambda:DeleteFunctionConcurrency": "when reserved_concurrency is taken back",
-    "lambda:CreateAlias": "when snap_start is set",
-    "lambda:DeleteAlias": "when snap_start is set",
-    "lambda:GetAlias": "when snap_start is set",
-    "lambda:PublishVersion": "when snap_start is set",
-    "lambda:UpdateAlias": "when snap_start is set",
+    "lambda:UpdateAlias": "when code changes that snap_start has published",
 }
 """What the policy allows although Terraform does not call for it here, and why."""
 
@@ -174,6 +170,7 @@ def _deploy(
         "message_retention_days": 9,
         "page_size": 9,
         "permissions_boundary_arn": boundary_arn,
+        "snap_start": True,
         "tags": {"crew": "alerts"},
         "throttling_rate_limit": 9000,
     }
