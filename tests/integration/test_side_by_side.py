@@ -50,7 +50,8 @@ INVENTORY: dict[str, Find] = {
 PARTS = {
     *("aws_apigatewayv2_deployment", "aws_apigatewayv2_integration", "aws_apigatewayv2_route"),
     *("aws_apigatewayv2_route_response", "aws_apigatewayv2_stage"),
-    *("aws_iam_role_policy", "aws_lambda_permission", "aws_secretsmanager_secret_version"),
+    *("aws_iam_role_policy", "aws_lambda_alias", "aws_lambda_permission"),
+    "aws_secretsmanager_secret_version",
     "aws_sns_topic_policy",
 }
 """What is part of something else, and goes with it."""
@@ -115,7 +116,7 @@ def belongings(deployment: Deployment) -> Iterator[Belongings]:
 @pytest.fixture
 def second(stack: Stack, belongings: Belongings) -> Iterator[Stack]:
     """A deployment beside the one under test, on the same endpoint; not up yet."""
-    variables = VARIABLES | belongings.variables() | {"name_prefix": unique("two")}
+    variables = VARIABLES | belongings.variables() | {"name_prefix": unique("two"), "snap_start": True}
     with TemporaryDirectory(prefix="muster-tests-") as folder:
         endpoint = stack.status().require_endpoint()
         second = Stack(Path(folder) / "stack", endpoint=endpoint, variables=variables)
