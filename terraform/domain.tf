@@ -30,9 +30,9 @@ resource "aws_apigatewayv2_api_mapping" "this" {
 }
 
 resource "aws_route53_record" "this" {
-  count = try(var.custom_domain.zone_id, null) == null ? 0 : 1
+  count = try(var.custom_domain.zone, null) == null ? 0 : 1
 
-  zone_id = var.custom_domain.zone_id
+  zone_id = var.custom_domain.zone.id
   name    = var.custom_domain.domain_name
   type    = "A"
 

@@ -1,7 +1,7 @@
 locals {
   jwt_uses_secret     = alltrue([for algorithm in var.jwt.algorithms : startswith(algorithm, "HS")])
-  jwt_creates_secret  = local.jwt_uses_secret && var.jwt.secret_arn == null
-  jwt_secret_arn      = local.jwt_creates_secret ? aws_secretsmanager_secret_version.jwt[0].arn : var.jwt.secret_arn
+  jwt_creates_secret  = local.jwt_uses_secret && var.jwt.secret == null
+  jwt_secret_arn      = local.jwt_creates_secret ? aws_secretsmanager_secret_version.jwt[0].arn : try(var.jwt.secret.arn, null)
   jwt_key_environment = local.jwt_uses_secret ? { JWT_SECRET_ARN = local.jwt_secret_arn } : { JWT_JWKS_URL = var.jwt.jwks_url }
 
   # For the functions that verify tokens: connect, and default (renew).

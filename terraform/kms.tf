@@ -45,7 +45,7 @@ locals {
         context = { "aws:sns:topicArn" = aws_sns_topic.offline.arn }
       }
       jwt_secret = {
-        key     = local.jwt_creates_secret ? var.kms_key_arn : var.jwt.secret_kms_key_arn
+        key     = local.jwt_creates_secret ? var.kms_key_arn : try(var.jwt.secret.kms_key_arn, null)
         actions = ["kms:Decrypt"]
         service = "secretsmanager"
         context = { SecretARN = local.jwt_secret_arn }

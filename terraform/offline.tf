@@ -126,6 +126,9 @@ resource "aws_sns_topic_subscription" "subscriber" {
   redrive_policy = jsonencode({
     deadLetterTargetArn = aws_sqs_queue.offline_undeliverable.arn
   })
+
+  # What is published before SNS may invoke a function would go to the undeliverable.
+  depends_on = [aws_lambda_permission.subscriber]
 }
 
 resource "aws_lambda_permission" "subscriber" {

@@ -313,18 +313,17 @@ variable "roles" {
 
 variable "jwt" {
   description = <<-EOT
-    How a client's token is verified. HS256, HS384 and HS512 use a shared secret: secret_arn (Secrets Manager), or one
-    that this module creates; secret_kms_key_arn is the customer managed key that encrypts your own, if one does. RS256, RS384, RS512, ES256, ES384 and ES512 use the public keys at jwks_url.
+    How a client's token is verified. HS256, HS384 and HS512 use a shared secret of Secrets Manager: `secret`, with its
+    ARN and the customer managed key that encrypts it, if one does, or else one that this module creates. RS256, RS384,
+    RS512, ES256, ES384 and ES512 use the public keys at jwks_url.
     The two families never mix: a verifier that takes both can be fooled into using a public key as a secret.
   EOT
   type = object({
     algorithms = optional(list(string), ["HS256"])
     issuer     = optional(string, "muster")
     audience   = optional(string, "muster")
-    secret_arn = optional(string)
-
-    secret_kms_key_arn = optional(string)
-    jwks_url           = optional(string)
+    secret     = optional(object({ arn = string, kms_key_arn = optional(string) }))
+    jwks_url   = optional(string)
   })
   default  = {}
   nullable = false
@@ -353,24 +352,24 @@ variable "jwt" {
   }
 
   validation {
-    condition     = var.jwt.secret_arn == null || try(alltrue([for algorithm in var.jwt.algorithms : startswith(algorithm, "HS")]), true)
-    error_message = "jwt.secret_arn belongs to HS256, HS384 and HS512 only; RS... and ES... take jwks_url."
+    condition     = var.jwt.secret == null || try(alltrue([for algorithm in var.jwt.algorithms : startswith(algorithm, "HS")]), true)
+    error_message = "jwt.secret belongs to HS256, HS384 and HS512 only; RS... and ES... take jwks_url."
   }
 
   validation {
     # IAM compares the whole: without the six characters that AWS adds to the name, every handshake would be refused.
-    condition     = var.jwt.secret_arn == null || can(regex("^arn:[a-z-]+:secretsmanager:[a-z0-9-]+:\\d{12}:secret:.+-[A-Za-z0-9]{6}$", var.jwt.secret_arn))
-    error_message = "jwt.secret_arn must be the whole ARN of a Secrets Manager secret, with the hyphen and six characters at its end (arn:aws:secretsmanager:<region>:<account>:secret:<name>-<6 characters>)."
+    condition     = var.jwt.secret == null || can(regex("^arn:[a-z-]+:secretsmanager:[a-z0-9-]+:\\d{12}:secret:.+-[A-Za-z0-9]{6}$", var.jwt.secret.arn))
+    error_message = "jwt.secret.arn must be the whole ARN of a Secrets Manager secret, with the hyphen and six characters at its end (arn:aws:secretsmanager:<region>:<account>:secret:<name>-<6 characters>)."
   }
 
   validation {
-    condition     = var.jwt.secret_kms_key_arn == null || (var.jwt.secret_arn != null && can(regex("^arn:[a-z-]+:kms:[a-z0-9-]+:\\d{12}:key/[A-Za-z0-9-]+$", var.jwt.secret_kms_key_arn)))
-    error_message = "jwt.secret_kms_key_arn must be the whole ARN of the KMS key (arn:aws:kms:<region>:<account>:key/<id>) that encrypts jwt.secret_arn; a secret that this module creates takes kms_key_arn."
+    condition     = try(var.jwt.secret.kms_key_arn, null) == null || can(regex("^arn:[a-z-]+:kms:[a-z0-9-]+:\\d{12}:key/[A-Za-z0-9-]+$", var.jwt.secret.kms_key_arn))
+    error_message = "jwt.secret.kms_key_arn must be the whole ARN of the KMS key (arn:aws:kms:<region>:<account>:key/<id>) that encrypts the secret."
   }
 
   validation {
-    condition     = var.jwt.secret_arn == null || try(split(":", var.jwt.secret_arn)[3] == local.region, true)
-    error_message = "jwt.secret_arn must be a secret of the region that everything else is in, ${local.region}."
+    condition     = var.jwt.secret == null || try(split(":", var.jwt.secret.arn)[3] == local.region, true)
+    error_message = "jwt.secret.arn must be a secret of the region that everything else is in, ${local.region}."
   }
 
   validation {
@@ -522,10 +521,11 @@ variable "audience_shards" {
     error_message = "audience_shards must be a whole number from 1 to 64."
   }
 
-  # A broadcast's history of 25,000 events holds some 2,000 partitions, and a target may name every role.
+  # A target may name every role, and 100 users and shelters besides. When all of their partitions stay unreached, the state
+  # machine carries some 170 bytes for each, and a state takes 256 KiB; its 25,000 events would hold some 2,000 partitions.
   validation {
-    condition     = var.audience_shards * length(var.roles) <= 1500
-    error_message = "audience_shards times the number of roles must be at most 1,500: one broadcast may name every role."
+    condition     = var.audience_shards * length(var.roles) <= 1200
+    error_message = "audience_shards times the number of roles must be at most 1,200: one broadcast may name every role."
   }
 }
 
@@ -637,13 +637,13 @@ variable "stage_name" {
 variable "custom_domain" {
   description = <<-EOT
     Name at which clients open the API, instead of its own address: domain_name, such as live.example.org, and
-    certificate_arn, an ACM certificate for it in the API's region. With zone_id, its Route 53 zone, the record is made
+    certificate_arn, an ACM certificate for it in the API's region. With zone, its Route 53 zone, the record is made
     too; without, point one at the output custom_domain_target.
   EOT
   type = object({
     domain_name     = string
     certificate_arn = string
-    zone_id         = optional(string)
+    zone            = optional(object({ id = string }))
   })
   default = null
 
@@ -658,8 +658,8 @@ variable "custom_domain" {
   }
 
   validation {
-    condition     = try(var.custom_domain.zone_id, null) == null || can(regex("^Z[A-Z0-9]{1,31}$", var.custom_domain.zone_id))
-    error_message = "custom_domain.zone_id must be the id of a Route 53 hosted zone, such as Z0123456789ABCDEFGHIJ."
+    condition     = try(var.custom_domain.zone, null) == null || can(regex("^Z[A-Z0-9]{1,31}$", var.custom_domain.zone.id))
+    error_message = "custom_domain.zone.id must be the id of a Route 53 hosted zone, such as Z0123456789ABCDEFGHIJ."
   }
 
   validation {
@@ -669,7 +669,7 @@ variable "custom_domain" {
 }
 
 variable "allowed_origins" {
-  description = "Sites whose web pages may connect, such as https://app.example.org; empty allows every site. Clients that are no browsers send no Origin and pass: the token decides about them."
+  description = "Sites whose web pages may connect, such as https://app.example.org, and web views of apps, such as capacitor://localhost; empty allows every site. Clients that are no browsers send no Origin and pass: the token decides about them."
   type        = list(string)
   default     = []
   nullable    = false
@@ -678,10 +678,11 @@ variable "allowed_origins" {
   validation {
     condition = alltrue([
       for origin in var.allowed_origins :
-      can(regex("^(https://[a-z0-9.-]*[a-z0-9]|http://(localhost|127\\.0\\.0\\.1))(:\\d{1,5})?$", origin)) &&
-      !can(regex("^(https://.*:443|http://.*:80)$", origin))
+      can(regex("^[a-z][a-z0-9+.-]*://[a-z0-9.-]*[a-z0-9](:\\d{1,5})?$", origin)) &&
+      !can(regex("^(https://.*:443|http://.*:80)$", origin)) &&
+      (!can(regex("^http://", origin)) || can(regex("^http://(localhost|127\\.0\\.0\\.1)(:\\d+)?$", origin)))
     ])
-    error_message = "allowed_origins must be written as browsers do, https://host or https://host:port in lower case, without a path, a trailing slash, a * or the default port (http:// for localhost and 127.0.0.1 only)."
+    error_message = "allowed_origins must be written as browsers do, https://host or https://host:port in lower case, or the web view of an app, such as capacitor://localhost, without a path, a trailing slash, a * or the default port (http:// for localhost and 127.0.0.1 only)."
   }
 
   # A function's whole environment may take 4 KB.

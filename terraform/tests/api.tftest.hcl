@@ -1,7 +1,7 @@
 # The WebSocket API: one map makes the routes, replies reach clients, and no token reaches a log.
 
 # Not mock_provider: Terraform cannot mock an ephemeral resource. The real one plans offline once it need not ask who
-# calls, nor for a password (hence a secret_arn below).
+# calls, nor for a password (hence a secret below).
 provider "aws" {
   region                      = "eu-west-1"
   access_key                  = "none"
@@ -35,7 +35,7 @@ override_resource {
 variables {
   bundle_dir      = "./tests/bundle"
   execute_api_url = null
-  jwt             = { secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" }
+  jwt             = { secret = { arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" } }
 }
 
 run "routes" {
@@ -184,7 +184,7 @@ run "custom_domain" {
     custom_domain = {
       domain_name     = "live.example.org"
       certificate_arn = "arn:aws:acm:eu-west-1:123456789012:certificate/12345678-1234-1234-1234-123456789012"
-      zone_id         = "Z0123456789ABC"
+      zone            = { id = "Z0123456789ABC" }
     }
   }
 

@@ -1,7 +1,7 @@
 # Tables that were there before: used, neither made nor changed.
 
 # Not mock_provider: Terraform cannot mock an ephemeral resource. The real one plans offline once it need not ask who
-# calls, nor for a password (hence a secret_arn below).
+# calls, nor for a password (hence a secret below).
 provider "aws" {
   region                      = "eu-west-1"
   access_key                  = "none"
@@ -38,7 +38,7 @@ override_data {
 
 variables {
   bundle_dir = "./tests/bundle"
-  jwt        = { secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" }
+  jwt        = { secret = { arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" } }
   existing_tables = {
     users = {
       arn         = "arn:aws:dynamodb:eu-west-1:123456789012:table/people"

@@ -1,7 +1,7 @@
 # Functions: what each is told by its environment, and what modules/function makes of one.
 
 # Not mock_provider: Terraform cannot mock an ephemeral resource. The real one plans offline once it need not ask who
-# calls, nor for a password (hence a secret_arn below).
+# calls, nor for a password (hence a secret below).
 provider "aws" {
   region                      = "eu-west-1"
   access_key                  = "none"
@@ -19,7 +19,7 @@ override_data {
 variables {
   bundle_dir      = "./tests/bundle"
   execute_api_url = null
-  jwt             = { secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" }
+  jwt             = { secret = { arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" } }
 }
 
 run "environment" {

@@ -1,7 +1,7 @@
 # With a customer managed key: what it encrypts, who may use it, and what its own policy must allow.
 
 # Not mock_provider: Terraform cannot mock an ephemeral resource. The real one plans offline once it need not ask who
-# calls, nor for a password (hence a secret_arn below).
+# calls, nor for a password (hence a secret below).
 provider "aws" {
   region                      = "eu-west-1"
   access_key                  = "none"
@@ -28,8 +28,7 @@ variables {
   access_logs     = true
   kms_key_arn     = "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
   jwt = {
-    secret_arn         = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf"
-    secret_kms_key_arn = "arn:aws:kms:eu-west-1:123456789012:key/0000aaaa-00aa-00aa-00aa-000000000000"
+    secret = { arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf", kms_key_arn = "arn:aws:kms:eu-west-1:123456789012:key/0000aaaa-00aa-00aa-00aa-000000000000" }
   }
 }
 
@@ -188,7 +187,7 @@ run "without_a_key" {
 
   variables {
     kms_key_arn = null
-    jwt         = { secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" }
+    jwt         = { secret = { arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" } }
   }
 
   assert {

@@ -2,7 +2,7 @@
 # tests/contract/test_monitoring.py reads the runs "aws" and "dashboard" for the metrics, the queries and the runbook.
 
 # Not mock_provider: Terraform cannot mock an ephemeral resource. The real one plans offline once it need not ask who
-# calls, nor for a password (hence a secret_arn below).
+# calls, nor for a password (hence a secret below).
 provider "aws" {
   region                      = "eu-west-1"
   access_key                  = "none"
@@ -31,7 +31,7 @@ variables {
   bundle_dir      = "./tests/bundle"
   execute_api_url = null
   name_prefix     = "north"
-  jwt             = { secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" }
+  jwt             = { secret = { arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" } }
   alarm_actions   = ["arn:aws:sns:eu-west-1:123456789012:on-call"]
   tags            = { team = "any" }
 }

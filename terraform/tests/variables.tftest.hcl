@@ -1,7 +1,7 @@
 # Every variable refuses what would fail later, or quietly misbehave.
 
 # Not mock_provider: Terraform cannot mock an ephemeral resource. The real one plans offline once it need not ask who
-# calls, nor for a password (hence a secret_arn below).
+# calls, nor for a password (hence a secret below).
 provider "aws" {
   region                      = "eu-west-1"
   access_key                  = "none"
@@ -28,7 +28,7 @@ override_data {
 
 variables {
   bundle_dir = "./tests/bundle"
-  jwt        = { secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" }
+  jwt        = { secret = { arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" } }
 }
 
 run "too_small" {
@@ -274,7 +274,7 @@ run "jwt_public_keys_with_secret" {
   command = plan
 
   variables {
-    jwt = { algorithms = ["RS256"], jwks_url = "https://id.example.org/jwks.json", secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" }
+    jwt = { algorithms = ["RS256"], jwks_url = "https://id.example.org/jwks.json", secret = { arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" } }
   }
 
   expect_failures = [var.jwt]
@@ -284,7 +284,7 @@ run "jwt_secret_name" {
   command = plan
 
   variables {
-    jwt = { secret_arn = "jwt-AbCdEf" }
+    jwt = { secret = { arn = "jwt-AbCdEf" } }
   }
 
   expect_failures = [var.jwt]
@@ -294,7 +294,7 @@ run "jwt_secret_arn_without_its_end" {
   command = plan
 
   variables {
-    jwt = { secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:shelters/jwt" }
+    jwt = { secret = { arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:shelters/jwt" } }
   }
 
   expect_failures = [var.jwt]
@@ -526,7 +526,7 @@ run "domain_with_a_zone_name" {
   command = plan
 
   variables {
-    custom_domain = { domain_name = "live.example.org", certificate_arn = "arn:aws:acm:eu-west-1:123456789012:certificate/12345678", zone_id = "example.org" }
+    custom_domain = { domain_name = "live.example.org", certificate_arn = "arn:aws:acm:eu-west-1:123456789012:certificate/12345678", zone = { id = "example.org" } }
   }
 
   expect_failures = [var.custom_domain]
@@ -578,7 +578,7 @@ run "extremes_are_accepted" {
     batch_concurrency      = 1
     post_concurrency       = 1
     throttling_rate_limit  = 1
-    allowed_origins        = ["https://app.example.org", "https://app.example.org:8443", "http://localhost:5173"]
+    allowed_origins        = ["https://app.example.org", "https://app.example.org:8443", "http://localhost:5173", "capacitor://localhost"]
     roles                  = { nobody = { actions = [] } }
     jwt                    = { algorithms = ["RS256"], jwks_url = "http://127.0.0.1:8000/jwks.json" }
   }
@@ -597,8 +597,7 @@ run "not_an_arn" {
     permissions_boundary_arn = "boundary"
     existing_tables          = { users = { arn = "people" } }
     jwt = {
-      secret_arn         = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf"
-      secret_kms_key_arn = "alias/jwt"
+      secret = { arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf", kms_key_arn = "alias/jwt" }
     }
   }
 
@@ -611,7 +610,7 @@ run "another_region" {
   variables {
     alarm_actions       = ["arn:aws:sns:us-east-1:123456789012:on-call"]
     kms_key_arn         = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
-    jwt                 = { secret_arn = "arn:aws:secretsmanager:us-east-1:123456789012:secret:jwt-AbCdEf" }
+    jwt                 = { secret = { arn = "arn:aws:secretsmanager:us-east-1:123456789012:secret:jwt-AbCdEf" } }
     offline_subscribers = { one = { protocol = "lambda", endpoint = "arn:aws:lambda:us-east-1:123456789012:function:wording" } }
   }
 
@@ -626,16 +625,6 @@ run "the_key_of_a_table_by_its_alias" {
   }
 
   expect_failures = [var.existing_tables]
-}
-
-run "the_key_of_a_secret_that_is_made_here" {
-  command = plan
-
-  variables {
-    jwt = { secret_kms_key_arn = "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab" }
-  }
-
-  expect_failures = [var.jwt]
 }
 
 run "offline_subscriber_protocol_that_is_not_offered" {
@@ -857,8 +846,8 @@ run "an_issuer_longer_than_an_environment_holds" {
 
   variables {
     jwt = {
-      issuer     = "https://accounts.example.org/${join("", [for number in range(600) : "x"])}"
-      secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf"
+      issuer = "https://accounts.example.org/${join("", [for number in range(600) : "x"])}"
+      secret = { arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:jwt-AbCdEf" }
     }
   }
 
@@ -904,7 +893,7 @@ run "a_region_without_the_services" {
   }
 
   variables {
-    jwt = { secret_arn = "arn:aws:secretsmanager:eusc-de-east-1:123456789012:secret:jwt-AbCdEf" }
+    jwt = { secret = { arn = "arn:aws:secretsmanager:eusc-de-east-1:123456789012:secret:jwt-AbCdEf" } }
   }
 
   expect_failures = [check.region]

@@ -1,6 +1,6 @@
-# What an organisation with a security review and an on-call rota sets: a key of its own, roles of its own and a boundary
-# for those of AWS, who may connect from where, capacity kept for the functions that must not wait, who is paged, who else
-# hears of what reached nobody, logs for a year.
+# What an organisation with a security review and an on-call rota sets: a key and a secret of its own, roles of its own and
+# a boundary for those of AWS, who may connect from where, capacity kept for the functions that must not wait, who is
+# paged, who else hears of what reached nobody, logs for a year.
 
 terraform {
   required_version = ">= 1.11"
@@ -51,6 +51,14 @@ resource "aws_kms_key" "muster" {
   policy              = data.aws_iam_policy_document.key.json
 }
 
+# Whoever issues the tokens writes and rotates its value: no plan reads it.
+resource "aws_secretsmanager_secret" "jwt" {
+  #checkov:skip=CKV2_AWS_57: rotated by whoever issues the tokens
+  name_prefix = "shelters-live-jwt-"
+  description = "Signs and verifies the tokens of shelters-live's clients."
+  kms_key_id  = aws_kms_key.muster.arn
+}
+
 module "muster" {
   source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.2.0" from a configuration of your own
 
@@ -67,6 +75,7 @@ module "muster" {
     algorithms = ["HS512"]
     issuer     = "https://accounts.example.org"
     audience   = "shelters-live"
+    secret     = { arn = aws_secretsmanager_secret.jwt.arn, kms_key_arn = aws_kms_key.muster.arn }
   }
 
   roles = {
