@@ -62,10 +62,10 @@ docs: $(READY) ## Write the tables of terraform/README.md and docs/cost.md
 	$(BIN)/python -m docs.terraform_tables
 	$(BIN)/python -m bench.cost --write
 
-clean: ## Stop the local stack; remove .venv/, build/ and caches
+clean: ## Stop the local stack; remove .venv/, build/, caches and downloaded providers; keep Terraform's state
 	@if [ -x $(MUSTER) ]; then $(MUSTER) down; fi
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . \( -name __pycache__ -o -name .terraform \) -type d -prune -exec rm -rf {} +
 
 # The functions' own pins are constraints, so that tests run with what is deployed.
 $(READY): pyproject.toml functions/requirements.txt

@@ -186,6 +186,10 @@ def main() -> None:
     parser.add_argument("--heartbeat", type=float, default=300, help="seconds, below 600")
     parser.add_argument("--write", action="store_true", help="write docs/cost.md instead")
     options = parser.parse_args()
+    if options.people < 1 or options.broadcasts < 0:
+        parser.error("--people must be at least 1, and --broadcasts at least 0")
+    if not (0 < options.hours <= 24 and 0 < options.heartbeat < 600):
+        parser.error("--hours must be up to 24, and --heartbeat below 600, when API Gateway closes")
     if options.write:
         PAGE.write_text(generated(PAGE.read_text()))
     else:

@@ -39,6 +39,9 @@ Offline = Literal["fallback", "always", "never"]
 NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 """What Step Functions takes as a name and CloudWatch can log. [StartExecution]"""
 
+ARN = re.compile(r"arn:[a-z-]+:states:[a-z0-9-]+:\d{12}:stateMachine:[A-Za-z0-9_-]{1,80}")
+"""A state machine's. [StartExecution]"""
+
 POLL_SECONDS = (0.1, 1.0)
 """The first and the longest pause between two looks at an execution."""
 
@@ -185,7 +188,15 @@ class Broadcaster:
     """
 
     def __init__(self, state_machine_arn: str, client: Any = None) -> None:
-        """`client` is a boto3 Step Functions client; by default one in the state machine's own region."""
+        """`client` is a boto3 Step Functions client; by default one in the state machine's own region.
+
+        Raises `BroadcastError` for what cannot be the ARN of a state machine.
+        """
+        if not ARN.fullmatch(state_machine_arn):
+            raise BroadcastError(
+                f"{state_machine_arn!r} is not the ARN of a state machine.",
+                fix="Use the Terraform output broadcast_state_machine_arn.",
+            )
         if client is None:
             import boto3  # noqa: PLC0415 - slow to import
 
@@ -262,7 +273,7 @@ class Broadcaster:
             if waited >= timeout:
                 raise BroadcastTimeout(
                     f"The broadcast {execution.name} gave no receipt within {timeout:g} s.",
-                    fix=f"It goes on: look at {execution.arn}, or wait again.",
+                    fix=f"It goes on: look at {execution.arn}, or repeat it under that name, which only waits.",
                 )
             if on_poll:
                 on_poll(waited)

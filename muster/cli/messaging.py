@@ -37,8 +37,10 @@ def json_object(text: str) -> JsonObject:
         elif text.startswith("@"):
             text = Path(text[1:]).read_text()
         value = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
+    except OSError as error:
+        raise typer.BadParameter(f"{text[1:]} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise typer.BadParameter(f"this is not JSON: {error}.") from error
     if not isinstance(value, dict):
         raise typer.BadParameter('this is JSON, but not an object: write {"name": value}.')
     return JsonObject(value)
@@ -222,7 +224,7 @@ def broadcast(
 ) -> None:
     """Start a broadcast; with --wait, show what became of it.
 
-    Prints the execution's ARN, which is also where to look when --wait was not given.
+    Prints the execution's ARN, and with --wait the receipt instead.
     """
     if (type == "shelter_update") != (shelter_id is not None):
         raise typer.BadParameter("a shelter_update needs --shelter-id, and the other types take none.")
@@ -241,7 +243,12 @@ def broadcast(
         described = {"execution": execution.arn, "alreadyStarted": execution.already_started}
         typer.echo(json.dumps(described | ({"receipt": receipt.to_dict()} if receipt else {})))
     elif receipt:
-        stdout.print(_receipt_table(receipt))
+        stdout.print(_receipt_table(receipt, execution))
+        if not (receipt.audience or receipt.offline or receipt.notified):
+            stderr.print(
+                "Nobody of this target is connected; the message waits for those who come back. "
+                "--offline always has it published to the offline topic as well."
+            )
     else:
         typer.echo(execution.arn)
 
@@ -290,7 +297,7 @@ def _wait(broadcaster: Broadcaster, execution: Execution, timeout: float) -> Rec
         )
 
 
-def _receipt_table(receipt: Receipt) -> Table:
+def _receipt_table(receipt: Receipt, execution: Execution) -> Table:
     table = Table(title="Receipt", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -307,6 +314,7 @@ def _receipt_table(receipt: Receipt) -> Table:
         "published for all": "yes" if receipt.notified else "no",
         "retries": receipt.retries,
         "milliseconds": receipt.duration_ms,
+        "execution": execution.name,
     }
     for label, value in rows.items():
         table.add_row(label, str(value))

@@ -234,3 +234,18 @@ def test_without_a_client_it_uses_the_region_of_the_state_machine(monkeypatch: p
     monkeypatch.setattr(boto3, "client", lambda service, region_name: made.append((service, region_name)))
     Broadcaster(MACHINE)
     assert made == [("stepfunctions", "eu-central-1")]
+
+
+@pytest.mark.parametrize(
+    "arn",
+    [
+        "",
+        "muster-broadcast",
+        "arn:aws:lambda:eu-central-1:123456789012:function:muster-accept",
+        MACHINE.replace(":stateMachine:", ":execution:"),
+    ],
+)
+def test_what_is_no_state_machine_is_refused_with_what_to_use(arn: str) -> None:
+    with pytest.raises(BroadcastError, match="is not the ARN of a state machine") as refused:
+        Broadcaster(arn)
+    assert "broadcast_state_machine_arn" in (refused.value.fix or "")

@@ -181,6 +181,20 @@ def test_broadcast_with_wait_shows_the_receipt_within_80_columns() -> None:
 
 
 @pytest.mark.usefixtures("started")
+@pytest.mark.parametrize(
+    ("told", "hint"),
+    [({}, True), ({"offline": 1}, False), ({"notified": True}, False), ({"audience": 1}, False)],
+)
+def test_broadcast_that_found_nobody_says_who_hears_of_it(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, Any], hint: bool
+) -> None:
+    receipt = RECEIPT | {"audience": 0, "offline": 0, "notified": False} | told
+    monkeypatch.setattr(Broadcaster, "wait", lambda *_args, **_options: Receipt.parse(receipt))
+    result = broadcast("--to", "shelter:ghost", "--payload", "{}", "--wait")
+    assert (result.exit_code, "Nobody of this target is connected" in result.stderr) == (0, hint)
+
+
+@pytest.mark.usefixtures("started")
 def test_broadcast_json_is_one_object() -> None:
     waited = json.loads(
         broadcast("--to", "all", "--payload", "{}", "--json", "--wait", "--id", "again").stdout
