@@ -273,7 +273,7 @@ class Broadcaster:
             if waited >= timeout:
                 raise BroadcastTimeout(
                     f"The broadcast {execution.name} gave no receipt within {timeout:g} s.",
-                    fix=f"It goes on: look at {execution.arn}, or repeat it under that name, which only waits.",
+                    fix=f"It goes on: see {execution.arn}, or repeat it under that name, which only waits.",
                 )
             if on_poll:
                 on_poll(waited)
