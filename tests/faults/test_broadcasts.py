@@ -148,8 +148,9 @@ class Broadcasts(RuleBasedStateMachine):
     # ----
 
     def _connect(self, person: Person, fate: list[Act], young: bool) -> None:
+        # An age below 0 stays that of a handshake, however long the example takes.
         connection_id = self.machines.connect(
-            person.user_id, person.role, person.shelter_id, age=0 if young else 600
+            person.user_id, person.role, person.shelter_id, age=-3600 if young else 600
         )
         self.owner[connection_id] = person
         if young:
