@@ -76,7 +76,7 @@ def dependencies() -> Dependencies:
 @cache
 def verifier() -> "tokens.Verifier":
     """Built for the first renewal: its imports are a quarter of this function's, and few events need them."""
-    from functions.shared import tokens  # noqa: PLC0415
+    from functions.shared import tokens  # noqa: PLC0415 - for renewals only
 
     config = settings.load(settings.Default)
     return tokens.Verifier(config, client("secretsmanager") if config.jwt_secret_arn else None)

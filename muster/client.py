@@ -426,7 +426,7 @@ class Client:
         while True:
             if self._failures:
                 most = min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2 ** (self._failures - 1))
-                delay = random.uniform(0, most)  # noqa: S311 - no secret
+                delay = random.uniform(0, most)  # noqa: S311 - jitter needs no secrecy
                 logger.info("reconnecting in %.1f s", delay)
                 await asyncio.sleep(delay)
             try:
@@ -469,7 +469,7 @@ class _Link:
         # A reply is None when the WebSocket closes before it comes.
         self._replies: dict[str, asyncio.Future[Message | None]] = {}
         self._opened_at = asyncio.get_running_loop().time()
-        self._spread = random.uniform(*ROLLOVER_WINDOW)  # noqa: S311 - no secret
+        self._spread = random.uniform(*ROLLOVER_WINDOW)  # noqa: S311 - jitter needs no secrecy
         self.replace_at = float("inf")
         self.reader = asyncio.create_task(self._read())
 

@@ -100,11 +100,11 @@ class Outputs:
         neither AWS profiles and files nor proxies, so that nothing of the user's redirects it.
         """
         import boto3  # noqa: PLC0415 - takes a quarter of a second, which `muster --help` should not
-        import botocore.session  # noqa: PLC0415
+        import botocore.session  # noqa: PLC0415 - likewise
 
         if self.endpoint_url is None:
             return boto3.Session(region_name=self.region)
-        from botocore.config import Config  # noqa: PLC0415
+        from botocore.config import Config  # noqa: PLC0415 - likewise
 
         isolated = botocore.session.Session(
             session_vars={
@@ -118,11 +118,13 @@ class Outputs:
 
     def client(self, service: str, **options: Any) -> Any:
         """Return a boto3 client for `service` that talks to this deployment."""
-        return self.session().client(service, endpoint_url=self.endpoint_url, **options)  # type: ignore[call-overload]
+        make: Any = self.session().client  # the service is a variable, which the stubs' overloads do not take
+        return make(service, endpoint_url=self.endpoint_url, **options)
 
     def resource(self, service: str) -> Any:
         """Return a boto3 resource for `service` that talks to this deployment."""
-        return self.session().resource(service, endpoint_url=self.endpoint_url)  # type: ignore[call-overload]
+        make: Any = self.session().resource  # as above
+        return make(service, endpoint_url=self.endpoint_url)
 
 
 def _json(text: str, source: str) -> object:

@@ -3,12 +3,14 @@
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
+
+T = TypeVar("T")
 
 
 @cache
@@ -20,7 +22,7 @@ def _validator(name: str) -> Draft202012Validator:
     return Draft202012Validator(schemas[f"{name}.schema.json"], registry=registry)
 
 
-def conforming(name: str, instance: Any) -> Any:
+def conforming(name: str, instance: T) -> T:
     """Return `instance`, which must follow `schemas/<name>.schema.json`."""
     _validator(name).validate(instance)
     return instance

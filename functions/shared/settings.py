@@ -8,9 +8,12 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from functions.shared.errors import SettingsError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 HMAC_ALGORITHMS = frozenset({"HS256", "HS384", "HS512"})
 KEY_PAIR_ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "ES256", "ES384", "ES512"})
@@ -24,7 +27,7 @@ class Permission:
     own_shelter_only: bool
 
 
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 Roles = Mapping[str, Permission]
 Names = tuple[str, ...]
@@ -119,7 +122,7 @@ def load(kind: type[T], environ: Mapping[str, str] = os.environ) -> T:
     hints = get_type_hints(kind)
     values: dict[str, Any] = {}
     problems: list[str] = []
-    for field in fields(kind):  # type: ignore[arg-type]  # every kind is a dataclass
+    for field in fields(kind):
         variable = field.name.upper()
         text = environ.get(variable, "")
         if not text:

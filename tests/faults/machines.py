@@ -24,7 +24,7 @@ from ministack.services import stepfunctions
 
 from functions import accept, deliver, offline
 from functions.shared import settings
-from functions.shared.connections import Connections, epoch
+from functions.shared.connections import Connection, Connections, User, epoch, iso
 from functions.shared.gateway import Gateway
 from functions.shared.handover import Handover
 from functions.shared.messages import Queue
@@ -164,11 +164,9 @@ class Machines:
         """Store the row of a connection that is so many seconds old, and return its id."""
         connection_id = f"connection-{next(self._numbers)}="  # the same again for the same seed
         store = Connections(self.dynamodb.client, "connections")
-        user = SimpleNamespace(
-            user_id=user_id, email=f"{user_id}@example.org", role=role, shelter_id=shelter_id
-        )
         now = time.time()
-        store.put(connection_id, user, now - age, int(now) + 3600, SHARDS)  # type: ignore[arg-type]
+        user = User(user_id, f"{user_id}@example.org", role, shelter_id)
+        store.put(connection_id, user, now - age, int(now) + 3600, SHARDS)
         return connection_id
 
     def rows(self) -> dict[str, Json]:
@@ -218,8 +216,8 @@ class Machines:
 
     def resumed(self, user_id: str, role: str, shelter_id: str | None) -> list[str]:
         """The ids of the messages that a user gets on resume."""
-        user = SimpleNamespace(user_id=user_id, role=role, shelter_id=shelter_id)
-        page = Queue(self.dynamodb.client, "messages").missed(user, None, None, 10_000_000)  # type: ignore[arg-type]
+        connection = Connection("any", user_id, role, shelter_id, iso(0), 0)
+        page = Queue(self.dynamodb.client, "messages").missed(connection, None, None, 10_000_000)
         assert page.cursor is None
         return [json.loads(envelope)["id"] for envelope in page.envelopes]
 

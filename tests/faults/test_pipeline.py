@@ -88,8 +88,8 @@ def connect(deployment: Deployment) -> Iterator[Connect]:
     """`Deployment.put_connection`, whose rows are gone after the test."""
     made: list[str] = []
 
-    def put(*arguments: object, **options: object) -> str:
-        made.append(deployment.put_connection(*arguments, **options))  # type: ignore[arg-type]
+    def put(*arguments: Any, **options: Any) -> str:
+        made.append(deployment.put_connection(*arguments, **options))
         return made[-1]
 
     yield put

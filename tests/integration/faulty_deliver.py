@@ -19,7 +19,7 @@ import time
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 from functions import deliver
@@ -32,7 +32,7 @@ class Connections(BaseHTTPRequestHandler):
     """Answers `POST <endpoint>/@connections/<id>`."""
 
     protocol_version = "HTTP/1.1"
-    attempts: dict[str, int] = {}  # noqa: RUF012 - one server, one count
+    attempts: ClassVar[dict[str, int]] = {}
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))

@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import pytest
 import typer
@@ -22,7 +22,7 @@ class FakeClient:
     """Stands in for `Client`: yields two messages, then stays silent; answers by its `answer`."""
 
     made: "FakeClient"
-    answer: dict[str, Any] = {"type": "pong", "replyTo": "1"}  # noqa: RUF012 - replaced, never changed
+    answer: ClassVar[dict[str, Any]] = {"type": "pong", "replyTo": "1"}
 
     def __init__(self, url: str, token: Any, *, resume_after: str | None = None) -> None:
         FakeClient.made = self

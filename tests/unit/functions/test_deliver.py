@@ -39,7 +39,7 @@ def batch(*connection_ids: str) -> dict[str, Any]:
             for name in connection_ids
         ],
     }
-    return conforming("delivery-batch", made)  # type: ignore[no-any-return]
+    return conforming("delivery-batch", made)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def run(
 
         def run(*connection_ids: str) -> dict[str, Any]:
             result = deliver.handler(batch(*connection_ids), context)
-            return conforming("delivery-result", result)  # type: ignore[no-any-return]
+            return conforming("delivery-result", result)
 
         yield run
 
