@@ -10,7 +10,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from functions.shared import errors, settings, tokens
 from functions.shared.clients import client
-from functions.shared.connections import Connections, Users
+from functions.shared.connections import Connections, Users, id_problem
 from functions.shared.telemetry import logger, metrics, tracer
 
 
@@ -31,7 +31,7 @@ def dependencies() -> Dependencies:
     return Dependencies(
         config,
         tokens.Verifier(config, client("secretsmanager") if config.jwt_secret_arn else None),
-        Users(client("dynamodb"), config.users_table),
+        Users(client("dynamodb"), config.users_table, config.roles),
         Connections(client("dynamodb"), config.connections_table),
     )
 
@@ -74,7 +74,8 @@ def admit(event: dict[str, Any], connection_id: str, using: Dependencies) -> dic
     check_origin(event.get("headers") or {}, using.settings.allowed_origins)
     offer = tokens.find(event)
     claims = using.verifier.verify(offer.token)
-    logger.append_keys(userId=claims.user_id)
+    if not id_problem(claims.user_id):
+        logger.append_keys(userId=claims.user_id)
     user = using.users.active(claims.user_id)
     now = time.time()
     expires_at = min(claims.expires_at, int(now) + using.settings.connection_ttl_seconds)

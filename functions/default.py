@@ -7,7 +7,7 @@ and leaves the connection usable.
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -65,7 +65,7 @@ def dependencies() -> Dependencies:
     return Dependencies(
         config,
         verifier,
-        Users(dynamodb, config.users_table),
+        Users(dynamodb, config.users_table, config.roles),
         Connections(dynamodb, config.connections_table),
         messages.Queue(dynamodb, config.messages_table),
         broadcasts.Starter(client("stepfunctions"), config.broadcast_state_machine_arn),
@@ -91,22 +91,26 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     logger.append_keys(connectionId=connection_id)
     metrics.add_metric("ClientMessages", "Count", 1)
     using = dependencies()
-    answer = respond(event.get("body") or "", connection_id, using)
+    answer, closes = respond(event.get("body") or "", connection_id, using)
     body = messages.serialise(answer)
-    if answer.get("code") == errors.UnknownConnection.code:
-        # Its token has expired or its row is lost: it would stay open and hear nothing. The answer must be
-        # posted first, because nothing can be sent through a connection that is closed.
+    if closes:
+        # It would stay open and hear nothing. The answer must be posted first, because nothing can be sent
+        # through a connection that is closed.
         _close(connection_id, body, using.gateway)
         return {"statusCode": 200}
     return {"statusCode": 200, "body": body}
 
 
-def respond(text: str, connection_id: str, using: Dependencies) -> Message:
-    """The server message that answers a frame. Never raises."""
+def respond(text: str, connection_id: str, using: Dependencies) -> tuple[Message, bool]:
+    """The server message that answers a frame, and whether the connection is then closed. Never raises.
+
+    The cheap checks come first: the size, then whether the sender's role may send at all, then the schema.
+    """
     reply_to: str | None = None
     try:
-        if len(text.encode()) > MAX_FRAME_BYTES:
-            problem = f"is {len(text.encode())} bytes, more than {MAX_FRAME_BYTES}"
+        size = len(text.encode(errors="surrogatepass"))
+        if size > MAX_FRAME_BYTES:
+            problem = f"is {size} bytes, more than {MAX_FRAME_BYTES}"
             raise errors.TooLarge(faults=[Fault("", problem, "send less, or a link to the rest")])
         frame = parse_object(text)
         reply_to = _request_id(frame)
@@ -116,24 +120,27 @@ def respond(text: str, connection_id: str, using: Dependencies) -> Message:
                 faults=[Fault("/action", "is missing or unknown", "use one of " + ", ".join(ACTIONS))]
             )
         logger.append_keys(action=name)
-        validate(f"client-{name.replace('_', '-')}", frame)
         connection = using.connections.touch(connection_id, time.time())
-        return ACTIONS[name](frame, connection, using) | {"replyTo": reply_to}
+        if ACTIONS[name] is send:
+            authorise(name, connection.role, using.settings.roles)
+        validate(f"client-{name.replace('_', '-')}", frame)
+        return ACTIONS[name](frame, connection, using) | {"replyTo": reply_to}, False
     except errors.MusterError as refusal:
         metrics.add_metric("ClientMessagesRefused", "Count", 1)
         logger.warning("message refused", extra={"code": refusal.code, "reason": str(refusal)})
-        return errors.reply(refusal, reply_to)
+        return errors.reply(refusal, reply_to), refusal.closes
     except Exception as error:
         metrics.add_metric("ClientMessagesFailed", "Count", 1)
         logger.exception("message failed")
-        return errors.reply(error, reply_to)
+        return errors.reply(error, reply_to), False
 
 
 def ping(frame: Message, connection: Connection, using: Dependencies) -> Message:
-    """Tell the client that the server knows it, and when it should renew and roll over."""
+    """Tell the client that the server knows it, as whom, and when it should renew and roll over."""
     return {
         "type": "pong",
         "serverTime": iso(time.time()),
+        **_audiences(connection),
         "connectedAt": connection.connected_at,
         "expiresAt": iso(connection.expires_at),
         "reconnectBy": iso(epoch(connection.connected_at) + CONNECTION_SECONDS - ROLL_OVER_MARGIN_SECONDS),
@@ -142,12 +149,13 @@ def ping(frame: Message, connection: Connection, using: Dependencies) -> Message
 
 
 def send(frame: Message, connection: Connection, using: Dependencies) -> Message:
-    """Start a broadcast, if the sender's role allows it, and acknowledge it with the message's id.
+    """Start a broadcast and acknowledge it with the message's id.
 
     A frame that is sent again with the same client id starts nothing and is acknowledged with the first
     message's id, so a client that lost the answer may simply repeat itself.
     """
-    authorise(frame, connection, using.settings.roles)
+    if frame["action"] == "shelter_update" and using.settings.roles[connection.role].own_shelter_only:
+        bind_to_own_shelter(frame, connection.shelter_id)
     now = time.time()
     name = messages.uuid7(now, urandom(10))
     request: Message = {
@@ -165,23 +173,28 @@ def send(frame: Message, connection: Connection, using: Dependencies) -> Message
     return {"type": "ack", "id": identifier, "execution": name}
 
 
-def authorise(frame: Message, connection: Connection, roles: settings.Roles) -> None:
-    """Raise `Forbidden` unless the connection's role may send this frame."""
-    action, role = frame["action"], connection.role
+def authorise(action: str, role: str, roles: settings.Roles) -> None:
+    """Raise `Forbidden` unless the role may send messages of this action."""
     permission = roles.get(role)
-    if permission is None or action not in permission.actions:
-        allowed = ", ".join(sorted(permission.actions)) if permission and permission.actions else "nothing"
-        raise errors.Forbidden(
-            faults=[Fault("/action", f"{action} is not open to the role {role}", f"it may send {allowed}")]
-        )
-    own_only = permission.own_shelter_only and action == "shelter_update"
-    if own_only and frame["shelterId"] != connection.shelter_id:
-        fix = (
-            f"use {connection.shelter_id}"
-            if connection.shelter_id
-            else "ask for a shelter to be assigned to you"
-        )
+    if permission is None:
+        problem, allowed = f"{action} is not open to a role that this deployment does not have", "nothing"
+    elif action not in permission.actions:
+        problem = f"{action} is not open to the role {role}"
+        allowed = ", ".join(sorted(permission.actions)) or "nothing"
+    else:
+        return
+    raise errors.Forbidden(faults=[Fault("/action", problem, f"it may send {allowed}")])
+
+
+def bind_to_own_shelter(update: Message, own: str | None) -> None:
+    """Raise `Forbidden` unless a shelter update is about the shelter `own` and for its audience."""
+    if own is None or update["shelterId"] != own:
+        fix = f"use {own}" if own else "ask for a shelter to be assigned to you"
         raise errors.Forbidden(faults=[Fault("/shelterId", "is not your own shelter", fix)])
+    if update.get("target", {"shelters": [own]}) != {"shelters": [own]}:
+        problem = "is more or other than your own shelter"
+        fix = f'leave target out, or use {{"shelters": [{json.dumps(own, ensure_ascii=False)}]}}'
+        raise errors.Forbidden(faults=[Fault("/target", problem, fix)])
 
 
 def resume(frame: Message, connection: Connection, using: Dependencies) -> Message:
@@ -190,22 +203,42 @@ def resume(frame: Message, connection: Connection, using: Dependencies) -> Messa
     page = using.queue.missed(connection, frame.get("after"), frame.get("cursor"), room)
     return {
         "type": "resumed",
-        "messages": [json.loads(envelope) for envelope in page.envelopes],
+        "messages": list(_parsed(page.envelopes)),
         "more": page.cursor is not None,
         "cursor": page.cursor,
     }
 
 
+def _parsed(envelopes: Iterable[str]) -> Iterator[Message]:
+    for envelope in envelopes:
+        try:
+            yield json.loads(envelope)
+        except (ValueError, RecursionError):
+            logger.warning("queued message left out", extra={"reason": "envelope is not JSON"})
+
+
 def renew(frame: Message, connection: Connection, using: Dependencies) -> Message:
-    """Let the connection live as long as a fresh token of the same user."""
+    """Let the connection live as long as a fresh token of the same user, in the user's present audiences.
+
+    A user who may not connect any more loses the connection; a token that does not hold changes nothing.
+    """
     claims = using.verifier().verify(frame["token"])
     if claims.user_id != connection.user_id:
         raise errors.TokenRefused("another user's")
-    using.users.active(claims.user_id)
     now = time.time()
-    expires_at = min(claims.expires_at, int(now) + using.settings.connection_ttl_seconds)
-    using.connections.extend(connection.connection_id, now, expires_at)
-    return {"type": "renewed", "expiresAt": iso(expires_at)}
+    try:
+        user = using.users.active(claims.user_id)
+    except errors.UserRefused:
+        using.connections.expire(connection.connection_id, now)
+        raise
+    renewed = using.connections.renew(
+        connection.connection_id,
+        user,
+        now,
+        expires_at=min(claims.expires_at, int(now) + using.settings.connection_ttl_seconds),
+        shards=using.settings.audience_shards,
+    )
+    return {"type": "renewed", "expiresAt": iso(renewed.expires_at), **_audiences(renewed)}
 
 
 ACTIONS: dict[str, Callable[[Message, Connection, Dependencies], Message]] = {
@@ -216,6 +249,12 @@ ACTIONS: dict[str, Callable[[Message, Connection, Dependencies], Message]] = {
     "resume": resume,
     "renew": renew,
 }
+
+
+def _audiences(connection: Connection) -> Message:
+    """What a client compares to see whether its audiences have changed."""
+    shelter = {"shelterId": connection.shelter_id} if connection.shelter_id else {}
+    return {"role": connection.role, **shelter}
 
 
 def _request_id(frame: Message) -> str | None:

@@ -41,6 +41,7 @@ locals {
           ALLOWED_ORIGINS        = join(",", var.allowed_origins)
           AUDIENCE_SHARDS        = var.audience_shards
           CONNECTION_TTL_SECONDS = var.connection_ttl_seconds
+          ROLES                  = jsonencode(var.roles)
         },
       )
       statements = concat(local.jwt_statements, local.kms_statements.users_table, local.kms_statements.connections_table, [
@@ -63,6 +64,7 @@ locals {
         local.tables_environment.users,
         local.jwt_environment,
         {
+          AUDIENCE_SHARDS             = var.audience_shards
           BROADCAST_STATE_MACHINE_ARN = local.state_machine_arns.broadcast
           CONNECTIONS_ENDPOINT        = local.connections_endpoint
           CONNECTION_TTL_SECONDS      = var.connection_ttl_seconds

@@ -1,12 +1,14 @@
 """Checking broadcast requests, and starting the executions that carry them out."""
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from botocore.exceptions import ClientError
 
 from functions.shared import messages
+from functions.shared.connections import MAX_ID_BYTES, id_problem
 from functions.shared.errors import Conflict, Fault, InvalidMessage, TooLarge
 from functions.shared.settings import Roles
 from functions.shared.validation import listed, validate
@@ -25,6 +27,11 @@ def check(request: Any, identifier: str, sent_at: float, roles: Roles) -> str:
         for n, role in enumerate(request["target"].get("roles", ()))
         if role not in roles
     ]
+    faults += [
+        Fault(pointer, problem, f"use an id of at most {MAX_ID_BYTES} bytes")
+        for pointer, value in _ids(request)
+        if (problem := id_problem(value))
+    ]
     identifier = request.get("id", identifier)
     if abs(messages.id_time(identifier) - sent_at) > messages.CLOCK_SKEW_SECONDS:
         # It would lie out of reach of the overlap that a resume reads again.
@@ -40,7 +47,22 @@ def check(request: Any, identifier: str, sent_at: float, roles: Roles) -> str:
     return envelope
 
 
+def _ids(request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every user's and shelter's id in a request, with its pointer."""
+    for field in ("users", "shelters"):
+        for n, value in enumerate(request["target"].get(field, ())):
+            yield f"/target/{field}/{n}", value
+    if "shelterId" in request:
+        yield "/shelterId", request["shelterId"]
+    if "userId" in request.get("sender", {}):
+        yield "/sender/userId", request["sender"]["userId"]
+
+
 FAILED = frozenset({"FAILED", "TIMED_OUT", "ABORTED"})
+
+DESCRIBE_PAUSES = (0.2, 0.5, 1.0)
+"""Seconds between attempts to describe an execution that has just started: DescribeExecution is eventually
+consistent [Step Functions API reference]."""
 
 
 class Starter:
@@ -54,9 +76,9 @@ class Starter:
     def start(self, name: str, request: Mapping[str, Any]) -> str:
         """Start `request` (which carries its `id`) under an execution name and return the message's id.
 
-        A name that was used before starts nothing: when it was for the same request but for its id, the id of
-        that first message is returned; otherwise, and when that first execution failed, `Conflict` is raised.
-        Step Functions remembers names for 90 days.
+        A name that was used before starts nothing. When the client sent the same then, the id of that first
+        message is returned, even if the sender's role has changed since; otherwise, and when that first
+        execution failed, `Conflict` is raised. Step Functions remembers names for 90 days.
         """
         try:
             self._stepfunctions.start_execution(
@@ -65,10 +87,27 @@ class Starter:
         except ClientError as error:
             if error.response["Error"]["Code"] != "ExecutionAlreadyExists":
                 raise
-            arn = self._state_machine_arn.replace(":stateMachine:", ":execution:") + f":{name}"
-            execution = self._stepfunctions.describe_execution(executionArn=arn)
+            execution = self._describe(name)
             first = json.loads(execution["input"])
-            if execution["status"] in FAILED or {**first, "id": None} != {**request, "id": None}:
+            if execution["status"] in FAILED or _sent(first) != _sent(request):
                 raise Conflict from None
             return str(first["id"])
         return str(request["id"])
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        arn = self._state_machine_arn.replace(":stateMachine:", ":execution:") + f":{name}"
+        for pause in (*DESCRIBE_PAUSES, None):
+            try:
+                execution: dict[str, Any] = self._stepfunctions.describe_execution(executionArn=arn)
+                break
+            except ClientError as error:
+                if pause is None or error.response["Error"]["Code"] != "ExecutionDoesNotExist":
+                    raise
+                time.sleep(pause)
+        return execution
+
+
+def _sent(request: Mapping[str, Any]) -> str:
+    """What the client sent of a request, as text: in Python's comparison, 1 and true are equal."""
+    sent = {name: value for name, value in request.items() if name not in ("id", "sender")}
+    return json.dumps(sent, sort_keys=True)

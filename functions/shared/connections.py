@@ -1,5 +1,8 @@
 """The `connections` and `users` tables: who is connected, and who may be."""
 
+import json
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -8,8 +11,18 @@ from zlib import crc32
 from botocore.exceptions import ClientError
 
 from functions.shared.errors import UnknownConnection, UserRefused
+from functions.shared.telemetry import logger
 
 Item = dict[str, dict[str, Any]]
+
+MAX_ID_BYTES = 128
+"""The most that a user's or shelter's id takes as JSON text in UTF-8, where `"` and `\\` take two bytes: with
+longer ones, a page of connections would not fit a state's 256 KiB [Step Functions quotas]."""
+
+MAX_EMAIL_BYTES = 254
+"""The longest address that mail can be sent to [RFC 5321 section 4.5.3, erratum 1690]."""
+
+_ID = re.compile(r"[^\s#\x00-\x1f\x7f-\x9f\ufeff\ud800-\udfff]+")
 
 HANDSHAKE_SECONDS = 10
 """`$connect` stores the row before API Gateway opens the socket. A connection younger than this may answer
@@ -26,6 +39,19 @@ def iso(epoch_seconds: float) -> str:
 def epoch(instant: str) -> float:
     """The epoch seconds of an ISO 8601 instant."""
     return datetime.fromisoformat(instant).timestamp()
+
+
+def id_problem(value: Any) -> str | None:
+    """What is wrong with a user's or shelter's id, or None.
+
+    The rule is that of schemas/common.schema.json, and MAX_ID_BYTES, which no schema can count.
+    """
+    if not isinstance(value, str) or not value:
+        return "is not a string, or an empty one"
+    if not _ID.fullmatch(value):
+        return "holds white space, '#', a control character or half of a surrogate pair"
+    size = len(json.dumps(value, ensure_ascii=False).encode()) - len('""')
+    return f"takes {size} bytes, more than {MAX_ID_BYTES}" if size > MAX_ID_BYTES else None
 
 
 @dataclass(frozen=True)
@@ -53,13 +79,20 @@ class Connection:
 class Users:
     """Reads the `users` table."""
 
-    def __init__(self, dynamodb: Any, table: str) -> None:
-        """`dynamodb` is a low-level client."""
+    def __init__(self, dynamodb: Any, table: str, roles: Collection[str]) -> None:
+        """`dynamodb` is a low-level client; `roles` are the deployment's."""
         self._dynamodb = dynamodb
         self._table = table
+        self._roles = roles
 
     def active(self, user_id: str) -> User:
-        """The user, read consistently. Raises `UserRefused` for the unknown and the inactive."""
+        """The user, read consistently.
+
+        Raises `UserRefused` for the unknown, the inactive, and a row that breaks a rule; the reason names the
+        attribute and the rule.
+        """
+        if problem := id_problem(user_id):
+            raise UserRefused(f"userId {problem}")
         answer = self._dynamodb.get_item(
             TableName=self._table, Key={"userId": {"S": user_id}}, ConsistentRead=True
         )
@@ -68,10 +101,17 @@ class Users:
             raise UserRefused("unknown")
         if item.get("active", {}).get("BOOL") is not True:
             raise UserRefused("inactive")
-        text = {name: value["S"] for name, value in item.items() if value.get("S")}
-        if "role" not in text:
-            raise UserRefused("without a role")
-        return User(user_id, text.get("email"), text["role"], text.get("shelterId"))
+        role, shelter_id, email = (_text(item, name) for name in ("role", "shelterId", "email"))
+        if not isinstance(role, str) or role not in self._roles:
+            raise UserRefused("role is not a role of this deployment")
+        if shelter_id is not None and (problem := id_problem(shelter_id)):
+            raise UserRefused(f"shelterId {problem}")
+        if email is not None and (not isinstance(email, str) or len(email.encode()) > MAX_EMAIL_BYTES):
+            # Nothing is delivered by it, so it keeps nobody out.
+            problem = f"is not a string of at most {MAX_EMAIL_BYTES} bytes"
+            logger.warning("email left out", extra={"userId": user_id, "reason": f"email {problem}"})
+            email = None
+        return User(user_id, email, role, shelter_id)
 
 
 class Connections:
@@ -84,30 +124,37 @@ class Connections:
 
     def put(self, connection_id: str, user: User, now: float, expires_at: int, shards: int) -> None:
         """Store a new connection, written to one of `shards` partitions of the role and all audiences."""
-        shard = crc32(connection_id.encode()) % shards
         item: Item = {
             "connectionId": {"S": connection_id},
             "userId": {"S": user.user_id},
-            "role": {"S": user.role},
-            "roleShard": {"S": f"{user.role}#{shard}"},
-            "shard": {"S": f"all#{shard}"},
             "connectedAt": {"S": iso(now)},
             "lastSeenAt": {"S": iso(now)},
             "ttl": {"N": str(expires_at)},
+            **_audiences(connection_id, user, shards),
         }
         if user.email:
             item["email"] = {"S": user.email}
-        if user.shelter_id:
-            item["shelterId"] = {"S": user.shelter_id}
         self._dynamodb.put_item(TableName=self._table, Item=item)
 
     def touch(self, connection_id: str, now: float) -> Connection:
-        """The live connection, marked as seen `now`, in one write. Raises `UnknownConnection`."""
-        return self._update(connection_id, now, "SET lastSeenAt = :seen", {":seen": {"S": iso(now)}})
+        """The live connection, marked as seen `now`, in one write.
 
-    def extend(self, connection_id: str, now: float, expires_at: int) -> Connection:
-        """Let a live connection last until `expires_at` (epoch seconds). Raises `UnknownConnection`."""
-        return self._update(connection_id, now, "SET #ttl = :ttl", {":ttl": {"N": str(expires_at)}})
+        Raises `UnknownConnection`, also for an unusable row, with the attribute and the rule that it breaks.
+        """
+        return self._update(connection_id, now, {"lastSeenAt": {"S": iso(now)}})
+
+    def renew(self, connection_id: str, user: User, now: float, expires_at: int, shards: int) -> Connection:
+        """Let a live connection last until `expires_at` (epoch seconds), with the user's role and shelter.
+
+        One write: the connection is always wholly in the old audiences or wholly in the new ones. Raises
+        `UnknownConnection`.
+        """
+        changes: Item = {"ttl": {"N": str(expires_at)}, **_audiences(connection_id, user, shards)}
+        return self._update(connection_id, now, changes, () if user.shelter_id else ("shelterId",))
+
+    def expire(self, connection_id: str, now: float) -> None:
+        """Let a live connection end `now`: from here on its row counts as absent."""
+        self._update(connection_id, now, {"ttl": {"N": str(int(now))}})
 
     def delete(self, connection_id: str) -> None:
         """Forget a connection; forgetting one that is unknown is no error."""
@@ -126,27 +173,66 @@ class Connections:
             if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
                 raise
 
-    def _update(self, connection_id: str, now: float, change: str, values: Item) -> Connection:
+    def _update(
+        self, connection_id: str, now: float, changes: Item, removed: Collection[str] = ()
+    ) -> Connection:
+        change = "SET " + ", ".join(f"#{name} = :{name}" for name in changes)
+        if removed:
+            change += " REMOVE " + ", ".join(f"#{name}" for name in removed)
         try:
             answer = self._dynamodb.update_item(
                 TableName=self._table,
                 Key={"connectionId": {"S": connection_id}},
                 UpdateExpression=change,
                 ConditionExpression="#ttl > :now",
-                ExpressionAttributeNames={"#ttl": "ttl"},
-                ExpressionAttributeValues={":now": {"N": str(int(now))}, **values},
+                ExpressionAttributeNames={f"#{name}": name for name in {"ttl", *changes, *removed}},
+                ExpressionAttributeValues={
+                    ":now": {"N": str(int(now))},
+                    **{f":{name}": value for name, value in changes.items()},
+                },
                 ReturnValues="ALL_NEW",
             )
         except ClientError as error:
             if error.response["Error"]["Code"] == "ConditionalCheckFailedException":
                 raise UnknownConnection from None
             raise
-        item: Item = answer["Attributes"]
-        return Connection(
-            connection_id=connection_id,
-            user_id=item["userId"]["S"],
-            role=item["role"]["S"],
-            shelter_id=item.get("shelterId", {}).get("S"),
-            connected_at=item["connectedAt"]["S"],
-            expires_at=int(item["ttl"]["N"]),
-        )
+        return _connection(connection_id, answer["Attributes"])
+
+
+def _audiences(connection_id: str, user: User, shards: int) -> Item:
+    """The attributes by which the indexes find a connection of the user."""
+    shard = crc32(connection_id.encode()) % shards
+    item = {
+        "role": {"S": user.role},
+        "roleShard": {"S": f"{user.role}#{shard}"},
+        "shard": {"S": f"all#{shard}"},
+    }
+    return {**item, "shelterId": {"S": user.shelter_id}} if user.shelter_id else item
+
+
+def _connection(connection_id: str, item: Item) -> Connection:
+    user_id, role, shelter_id, connected_at = (
+        _text(item, name) for name in ("userId", "role", "shelterId", "connectedAt")
+    )
+    if problem := id_problem(user_id):
+        raise UnknownConnection(f"its row's userId {problem}")
+    if shelter_id is not None and (problem := id_problem(shelter_id)):
+        raise UnknownConnection(f"its row's shelterId {problem}")
+    if not isinstance(role, str):
+        raise UnknownConnection("its row's role is not a string, or an empty one")
+    try:
+        iso(epoch(connected_at))
+    except (TypeError, ValueError, OverflowError):
+        raise UnknownConnection("its row's connectedAt is not an ISO 8601 instant") from None
+    try:
+        expires_at = int(item["ttl"]["N"])
+        iso(expires_at)
+    except (ValueError, OverflowError, OSError):
+        raise UnknownConnection("its row's ttl is not in whole epoch seconds") from None
+    return Connection(connection_id, user_id, role, shelter_id, connected_at, expires_at)
+
+
+def _text(item: Item, name: str) -> Any:
+    """An attribute that should be a string; None when it is absent, null or empty."""
+    value = item.get(name, {"NULL": True})
+    return None if "NULL" in value else value.get("S", value) or None

@@ -43,6 +43,8 @@ class MusterError(Exception):
     code = "internal"
     status = 500
     sentence = "Something went wrong on the server; try again."
+    closes = False
+    """Whether the connection is closed after the client was told."""
 
     def __init__(self, detail: str = "", faults: Sequence[Fault] = ()) -> None:
         super().__init__(detail or self.sentence)
@@ -70,10 +72,11 @@ class TokenRefused(MusterError):
 
 
 class UserRefused(MusterError):
-    """`reason` is for the log: unknown, inactive or without a role."""
+    """`reason` is for the log: unknown, inactive, or which attribute of the row breaks which rule."""
 
     code = "forbidden"
     status = 403
+    closes = True
     sentence = "This user may not connect; ask an administrator."
 
     def __init__(self, reason: str) -> None:
@@ -90,10 +93,11 @@ class OriginRefused(MusterError):
 
 
 class UnknownConnection(MusterError):
-    """The connection's row is gone or has expired."""
+    """The connection's row is gone, has expired, or is unusable; the detail says why, for the log."""
 
     code = "unknown_connection"
     status = 410
+    closes = True
     sentence = "The server no longer knows this connection; reconnect with a valid token."
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from functions.shared.connections import Connection, iso
+from functions.shared.telemetry import logger
 
 MAX_ENVELOPE_BYTES = 30 * 1024
 """One envelope must fit one WebSocket frame, which API Gateway limits to 32 KB, also inside a `resumed`
@@ -107,9 +108,13 @@ class Queue:
             if (horizon and identifier > horizon) or (taken and size > room):
                 complete = False
                 break
+            last_taken = identifier
+            if not found[identifier]:
+                reason = "envelope is not a string, or an empty one"
+                logger.warning("queued message left out", extra={"messageId": identifier, "reason": reason})
+                continue
             room -= size
             taken.append(found[identifier])
-            last_taken = identifier
         return Page(taken, None if complete and horizon is None else last_taken)
 
     def _since(self, audience: str, start: str) -> tuple[list[tuple[str, str]], bool]:
@@ -117,7 +122,9 @@ class Queue:
         items: list[tuple[str, str]] = []
         pages = self._pages(audience, start)
         for page in pages:
-            items += [(item["messageId"]["S"], item["envelope"]["S"]) for item in page["Items"]]
+            items += [
+                (item["messageId"]["S"], item.get("envelope", {}).get("S", "")) for item in page["Items"]
+            ]
             more = "LastEvaluatedKey" in page
             # A page may hold only expired rows; read on until there is something to give.
             if items or not more:

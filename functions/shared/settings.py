@@ -21,7 +21,10 @@ KEY_PAIR_ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "ES256", "ES384", "E
 
 @dataclass(frozen=True)
 class Permission:
-    """What a role may send; `own_shelter_only` limits shelter updates to the sender's own shelter."""
+    """What a role may send.
+
+    With `own_shelter_only`, a shelter update is about the sender's own shelter and for its audience.
+    """
 
     actions: frozenset[str]
     own_shelter_only: bool
@@ -61,6 +64,7 @@ class Connect(Jwt):
 
     connections_table: str
     users_table: str
+    roles: Roles
     connection_ttl_seconds: int
     audience_shards: int
     allowed_origins: Names = ()
@@ -84,6 +88,7 @@ class Default(Jwt):
     broadcast_state_machine_arn: str
     roles: Roles
     connection_ttl_seconds: int
+    audience_shards: int
 
 
 @dataclass(frozen=True, kw_only=True)

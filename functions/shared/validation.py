@@ -1,76 +1,93 @@
-"""JSON Schema validation whose outcome a person can act on: every fault, by pointer, with its fix."""
+"""JSON Schema validation whose outcome a person can act on: every fault, by pointer, with its fix.
+
+Time and memory grow in proportion to the input, because any client may send one.
+"""
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
-from referencing import Registry, Resource
+from jsonschema.validators import extend
+from referencing import Registry
+from referencing.jsonschema import DRAFT202012
 
-from functions.shared.errors import Fault, InvalidJson, InvalidMessage
+from functions.shared.errors import Fault, InvalidJson, InvalidMessage, TooLarge
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 
 MAX_DEPTH = 32
 """How deep a payload may nest: far beyond any real message, and safely within every JSON parser's limits."""
 
+MAX_VALUES = 16 * 1024
+"""How many values an input may hold: a frame of 32 KB has room for no more, and neither has a message."""
+
+MAX_INTEGER = 2**53 - 1
+"""The largest integer that every JSON reader keeps exactly [RFC 8259 section 6, RFC 7493 section 2.2]."""
+
 MAX_FAULTS = 20
+MAX_FAULTS_BYTES = 24 * 1024
 MAX_POINTER = 200
-"""How many faults are listed, and up to how many characters a pointer goes on into the input: an answer about
-a hopeless input still fits one frame."""
+"""How many faults are listed, how many bytes they take, and how many characters a pointer takes: a list of
+faults always fits one frame, and the 32,768 characters of an execution's cause [Step Functions, Fail]."""
+
+ENOUGH_FAULTS = 5 * MAX_FAULTS
+"""How many faults are found before the rest of the input is skipped."""
 
 
 def parse_object(text: str) -> dict[str, Any]:
     """The JSON object in `text`. Raises `InvalidJson` with a fault that says where the text goes wrong."""
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(
+            text, parse_constant=_refuse_constant, parse_int=_integer, object_pairs_hook=_object
+        )
     except json.JSONDecodeError as error:
-        problem = f"{error.msg} at line {error.lineno}, column {error.colno}"
-        raise InvalidJson(faults=[Fault("", problem, "send one JSON object as text")]) from None
-    except ValueError as error:
-        raise InvalidJson(faults=[Fault("", str(error), "send a finite number, or null")]) from None
+        raise _not_json(
+            f"{error.msg} at line {error.lineno}, column {error.colno}", "send one JSON object as text"
+        ) from None
     except RecursionError:
         raise InvalidJson(faults=[too_deep("")]) from None
     if not isinstance(value, dict):
-        raise InvalidJson(faults=[Fault("", f"is {_kind(value)}, not an object", 'send {"action": ...}')])
+        raise _not_json(f"is {_kind(value)}, not an object", 'send {"action": ...}')
     return value
 
 
 def validate(schema: str, instance: Any) -> None:
     """Hold `instance` to `schemas/<schema>.schema.json`.
 
-    Raises `InvalidMessage` listing up to MAX_FAULTS faults. No fault repeats a value that was sent: it might
-    be a secret in the wrong place.
+    Raises `InvalidMessage` or `TooLarge` listing up to MAX_FAULTS faults. No fault repeats a value that was
+    sent: it might be a secret in the wrong place.
     """
-    try:
-        json.dumps(instance, ensure_ascii=False, allow_nan=False).encode()
-    except ValueError:
-        problem = "holds half of a surrogate pair, or a number too large to pass on"
-        fix = "send whole characters and numbers that fit a double"
-        raise InvalidMessage(faults=[Fault("", problem, fix)]) from None
-    except RecursionError:
-        raise InvalidMessage(faults=[too_deep("")]) from None
-    deep = [too_deep(pointer) for pointer in _deeper_than(instance, MAX_DEPTH)]
-    if deep:
-        raise InvalidMessage(faults=listed(deep))
-    faults = [fault for error in _validator(schema).iter_errors(instance) for fault in _faults(error)]
+    faults = listed(_untransmittable(instance))
+    if not faults:
+        errors = _validator(schema).iter_errors(instance)
+        faults = listed(fault for error in errors for fault in _faults(error))
     if faults:
-        raise InvalidMessage(faults=listed(faults))
+        raise InvalidMessage(faults=faults)
 
 
 def listed(faults: Iterable[Fault]) -> list[Fault]:
     """The first fault of each place in order, as many and as long as fit one frame."""
     found: dict[str, Fault] = {}
-    for fault in faults:
+    for fault in islice(faults, ENOUGH_FAULTS):
         pointer = fault.pointer
         while len(pointer) > MAX_POINTER:
             pointer = pointer.rpartition("/")[0]
         found.setdefault(pointer, replace(fault, pointer=pointer))
-    return [found[pointer] for pointer in sorted(found)][:MAX_FAULTS]
+    room = MAX_FAULTS_BYTES
+    shown: list[Fault] = []
+    for pointer in sorted(found)[:MAX_FAULTS]:
+        room -= len(json.dumps(asdict(found[pointer]), ensure_ascii=False).encode())
+        if room < 0:
+            break
+        shown.append(found[pointer])
+    return shown
 
 
 def too_deep(pointer: str) -> Fault:
@@ -78,20 +95,48 @@ def too_deep(pointer: str) -> Fault:
     return Fault(pointer, f"nests more than {MAX_DEPTH} levels deep", "send a flatter value")
 
 
+def _unique_strings(
+    validator: Any, unique: bool, instance: Any, schema: dict[str, Any]
+) -> Iterator[ValidationError]:
+    # jsonschema compares every pair of items that it cannot sort. What is not a string is another fault.
+    strings = [item for item in instance if isinstance(item, str)] if isinstance(instance, list) else []
+    if unique and len(set(strings)) < len(strings):
+        yield ValidationError("repeats a value")
+
+
+def _items(validator: Any, items: Any, instance: Any, schema: dict[str, Any]) -> Iterator[ValidationError]:
+    # A list that is too long is one fault; its items are not looked at.
+    if isinstance(instance, list) and len(instance) <= schema.get("maxItems", len(instance)):
+        yield from Draft202012Validator.VALIDATORS["items"](validator, items, instance, schema)
+
+
+_Validator: Any = extend(  # type: ignore[no-untyped-call] # the stubs leave its arguments untyped
+    Draft202012Validator, {"items": _items, "uniqueItems": _unique_strings}
+)
+
+
+@cache
+def _schema(name: str) -> dict[str, Any]:
+    schema: dict[str, Any] = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
+    # Where a schema names its dialect, jsonschema goes on with its own validator instead of `_Validator`.
+    del schema["$schema"]
+    return schema
+
+
 @cache
 def _registry() -> Registry[Any]:
-    schemas = [json.loads(path.read_text()) for path in sorted(SCHEMAS.glob("*.schema.json"))]
-    return Registry().with_resources((schema["$id"], Resource.from_contents(schema)) for schema in schemas)
+    names = [path.name.removesuffix(".schema.json") for path in sorted(SCHEMAS.glob("*.schema.json"))]
+    resources = [DRAFT202012.create_resource(_schema(name)) for name in names]
+    return Registry().with_resources((resource.id() or "", resource) for resource in resources)
 
 
 @cache
-def _validator(name: str) -> Draft202012Validator:
-    schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
-    return Draft202012Validator(schema, registry=_registry())
+def _validator(name: str) -> Any:
+    return _Validator(_schema(name), registry=_registry())
 
 
 def _faults(error: ValidationError) -> Iterator[Fault]:
-    at = "".join(_escape(part) for part in error.absolute_path)
+    at = _pointer(error.absolute_path)
     schema: Any = error.schema
     limit: Any = error.validator_value
     value: Any = error.instance
@@ -108,7 +153,7 @@ def _faults(error: ValidationError) -> Iterator[Fault]:
                         yield Fault(at + _escape(name), f"is missing beside {given}", f"add {name}")
         case "additionalProperties":
             known = ", ".join(schema["properties"])
-            for name in value.keys() - schema["properties"].keys():
+            for name in sorted(value.keys() - schema["properties"].keys()):
                 yield Fault(
                     at + _escape(name), "is not a field of this message", f"remove it; fields: {known}"
                 )
@@ -142,6 +187,10 @@ def _sentence(description: str | None) -> str:
     return (description or "").rstrip(".")
 
 
+def _pointer(path: Iterable[str | int]) -> str:
+    return "".join(_escape(part) for part in path)
+
+
 def _escape(part: str | int) -> str:
     return "/" + str(part).replace("~", "~0").replace("/", "~1")
 
@@ -158,19 +207,88 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+def _not_json(problem: str, fix: str) -> InvalidJson:
+    return InvalidJson(faults=[Fault("", problem, fix)])
 
 
-def _deeper_than(value: Any, limit: int) -> Iterator[str]:
-    """The pointers at which nesting passes `limit`, found without recursion."""
-    stack: list[tuple[str, Any, int]] = [("", value, 0)]
-    while stack:
-        pointer, node, depth = stack.pop()
-        if not isinstance(node, dict | list):
-            continue
-        if depth > limit:
-            yield pointer
-            continue
-        children = node.items() if isinstance(node, dict) else enumerate(node)
-        stack.extend((pointer + _escape(key), child, depth + 1) for key, child in children)
+def _refuse_constant(name: str) -> Any:
+    raise _not_json(f"{name} is not JSON", "send a finite number, or null")
+
+
+def _integer(digits: str) -> int:
+    # Python reads 4,300 digits at most. The first of so many are enough to be refused for its size.
+    return int(digits[:100])
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for name, item in pairs:
+        if name in value:
+            # Which of the two counts would depend on the reader [RFC 8259 section 4].
+            shown = json.dumps(name)[:MAX_POINTER]
+            raise _not_json(f"names {shown} twice in one object", "name each field once")
+        value[name] = item
+    return value
+
+
+def _untransmittable(instance: Any) -> Iterator[Fault]:
+    """The values that cannot be passed on as they are, in the order of the input.
+
+    Without recursion, and with memory for the path to one value only. Raises `TooLarge` beyond MAX_VALUES.
+    """
+    path: list[str | int] = []
+    levels = [_entries(instance)]
+    values = 0
+    while levels:
+        for name, value in levels[-1]:
+            values += 1
+            if values > MAX_VALUES:
+                problem = f"holds more than {MAX_VALUES} values, which no message has room for"
+                raise TooLarge(faults=[Fault("", problem, "send less, or a link to the rest")])
+            if isinstance(name, str) and _half_character(name):
+                # Its pointer could not be sent either.
+                problem = "has a field whose name holds half of a surrogate pair"
+                yield Fault(_pointer(path), problem, "send whole characters")
+                continue
+            path.append(name)
+            if not isinstance(value, dict | list):
+                if flaw := _flaw(value):
+                    yield Fault(_pointer(path), *flaw)
+            elif len(levels) > MAX_DEPTH:
+                yield too_deep(_pointer(path))
+            else:
+                levels.append(_entries(value))
+                break
+            path.pop()
+        else:
+            levels.pop()
+            if path:
+                path.pop()
+
+
+def _entries(value: Any) -> Iterator[tuple[str | int, Any]]:
+    if isinstance(value, dict):
+        return iter(value.items())
+    return enumerate(value) if isinstance(value, list) else iter(())
+
+
+def _flaw(value: Any) -> tuple[str, str] | None:
+    """What is wrong with a value that is neither an object nor an array, and its fix."""
+    match value:
+        case str() if _half_character(value):
+            return "holds half of a surrogate pair", "send whole characters"
+        case float() if not math.isfinite(value):
+            return "is a number too large to pass on", "send a number that fits a double, or text"
+        case int() if abs(value) > MAX_INTEGER:
+            return f"is an integer beyond {MAX_INTEGER}, which readers of JSON round", "send it as text"
+    return None
+
+
+def _half_character(text: str) -> bool:
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

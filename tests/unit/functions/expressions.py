@@ -51,10 +51,13 @@ class Expressions:
         return {name: item[name] for name in names if name in item}
 
     def updated(self, text: str, item: Item) -> Item:
-        """An item after `SET a = :v, ...` and `ADD set :v` clauses."""
+        """An item after `SET a = :v, ...`, `REMOVE a, ...` and `ADD set :v` clauses."""
         item = dict(item)
-        for clause, body in re.findall(r"(SET|ADD) (.+?)(?= SET | ADD |$)", text):
+        for clause, body in re.findall(r"(SET|ADD|REMOVE) (.+?)(?= SET | ADD | REMOVE |$)", text):
             for assignment in body.split(","):
+                if clause == "REMOVE":
+                    item.pop(self._name(assignment.strip()), None)
+                    continue
                 place, value = re.split(r" = | ", assignment.strip(), maxsplit=1)
                 name, given = self._name(place), self._value(value)
                 if clause == "ADD":

@@ -15,7 +15,7 @@ from functions.shared.tokens import Verifier
 
 from .aws import DynamoDB, SecretsManager
 from .conftest import Logs
-from .support import SECRET, Context, event, leaks, token
+from .support import ROLES, SECRET, Context, event, leaks, token
 
 ROW = {"userId": "u1", "email": "u1@example.org", "role": "resident", "active": True}
 TTL = 1_000
@@ -28,6 +28,7 @@ def using(dynamodb: DynamoDB, **changes: Any) -> connect.Dependencies:
         jwt_audience="muster",
         connections_table="connections",
         users_table="users",
+        roles=ROLES,
         connection_ttl_seconds=TTL,
         audience_shards=4,
         **jwt | changes,
@@ -35,7 +36,7 @@ def using(dynamodb: DynamoDB, **changes: Any) -> connect.Dependencies:
     return connect.Dependencies(
         config,
         Verifier(config, SecretsManager(SECRET).client),
-        Users(dynamodb.client, "users"),
+        Users(dynamodb.client, "users", ROLES),
         Connections(dynamodb.client, "connections"),
     )
 

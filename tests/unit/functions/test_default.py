@@ -48,7 +48,7 @@ class Server:
     def ask(self, frame: Any, connection_id: str = "c1=") -> dict[str, Any]:
         """The answer to a frame; what is no text is sent as JSON."""
         text = frame if isinstance(frame, str) else json.dumps(frame)
-        answer = default.respond(text, connection_id, self.using)
+        answer = default.respond(text, connection_id, self.using)[0]
         assert answered(answer)
         return answer
 
@@ -81,13 +81,14 @@ def server(
         broadcast_state_machine_arn=STATE_MACHINE,
         roles=roles,
         connection_ttl_seconds=TTL,
+        audience_shards=4,
     )
     api = ConnectionsApi()
     verifier = Verifier(config, SecretsManager(SECRET).client)
     using = default.Dependencies(
         config,
         lambda: verifier,
-        Users(dynamodb.client, "users"),
+        Users(dynamodb.client, "users", roles),
         Connections(dynamodb.client, "connections"),
         messages.Queue(dynamodb.client, "messages"),
         broadcasts.Starter(stepfunctions.client, STATE_MACHINE),
@@ -109,6 +110,7 @@ def test_a_pong_says_all_that_a_client_needs_to_roll_over(server: Server) -> Non
     assert pong == {
         "type": "pong",
         "replyTo": "p-1",
+        "role": "admin",
         "connectedAt": CONNECTED,
         "expiresAt": iso(LATER),
         "reconnectBy": "2026-11-23T09:55:00.000Z",
@@ -258,8 +260,12 @@ def test_a_role_that_does_not_exist_is_a_fault_of_the_target(server: Server) -> 
         ('[{"action":"ping"}]', "invalid_json", [""]),
         ("NaN", "invalid_json", [""]),
         ('{"action":"alert","target":{"all":true},"payload":{"n":NaN}}', "invalid_json", [""]),
-        ('{"action":"alert","target":{"all":true},"payload":{"n":1e999}}', "invalid_message", [""]),
-        ('{"action":"alert","target":{"all":true},"payload":{"s":"\\ud800"}}', "invalid_message", [""]),
+        ('{"action":"alert","target":{"all":true},"payload":{"n":1e999}}', "invalid_message", ["/payload/n"]),
+        (
+            '{"action":"alert","target":{"all":true},"payload":{"s":"\\ud800"}}',
+            "invalid_message",
+            ["/payload/s"],
+        ),
         ("[" * 30_000, "invalid_json", [""]),
         ({}, "unknown_action", ["/action"]),
         ({"action": "dance"}, "unknown_action", ["/action"]),
@@ -383,7 +389,7 @@ def test_a_fresh_token_lets_the_connection_live_as_long(server: Server) -> None:
     server.connection(ttl=int(time.time()) + 5)
     end = int(time.time()) + 500
     answer = server.ask({"action": "renew", "id": "r-1", "token": token(exp=end)})
-    assert answer == {"type": "renewed", "replyTo": "r-1", "expiresAt": iso(end)}
+    assert answer == {"type": "renewed", "replyTo": "r-1", "expiresAt": iso(end), "role": "admin"}
     assert server.dynamodb.rows("connections")[0]["ttl"] == end
 
 

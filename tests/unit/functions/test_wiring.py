@@ -31,7 +31,7 @@ CONNECT = {"CONNECTION_TTL_SECONDS": "86400", "AUDIENCE_SHARDS": "4"}
 DEFAULT = JWT | TABLES | ENDPOINT | ROLES | CONNECT | {"BROADCAST_STATE_MACHINE_ARN": STATE_MACHINE}
 
 FUNCTIONS: dict[str, tuple[Any, dict[str, str]]] = {
-    "connect": (connect.dependencies, JWT | TABLES | CONNECT),
+    "connect": (connect.dependencies, JWT | TABLES | ROLES | CONNECT),
     "disconnect": (disconnect.connections, TABLES),
     "default": (default.dependencies, DEFAULT),
     "default, for a renewal": (default.verifier, DEFAULT),
