@@ -95,19 +95,24 @@ def too_deep(pointer: str) -> Fault:
     return Fault(pointer, f"nests more than {MAX_DEPTH} levels deep", "send a flatter value")
 
 
+def _items(validator: Any, items: Any, instance: Any, schema: dict[str, Any]) -> Iterator[ValidationError]:
+    if _short_enough(instance, schema):
+        yield from Draft202012Validator.VALIDATORS["items"](validator, items, instance, schema)
+
+
 def _unique_strings(
     validator: Any, unique: bool, instance: Any, schema: dict[str, Any]
 ) -> Iterator[ValidationError]:
     # jsonschema compares every pair of items that it cannot sort. What is not a string is another fault.
-    strings = [item for item in instance if isinstance(item, str)] if isinstance(instance, list) else []
-    if unique and len(set(strings)) < len(strings):
-        yield ValidationError("repeats a value")
+    if unique and _short_enough(instance, schema):
+        strings = [item for item in instance if isinstance(item, str)]
+        if len(set(strings)) < len(strings):
+            yield ValidationError("repeats a value")
 
 
-def _items(validator: Any, items: Any, instance: Any, schema: dict[str, Any]) -> Iterator[ValidationError]:
-    # A list that is too long is one fault; its items are not looked at.
-    if isinstance(instance, list) and len(instance) <= schema.get("maxItems", len(instance)):
-        yield from Draft202012Validator.VALIDATORS["items"](validator, items, instance, schema)
+def _short_enough(instance: Any, schema: dict[str, Any]) -> bool:
+    """Whether to look at a list's items: a list that is too long is one fault already."""
+    return isinstance(instance, list) and len(instance) <= schema.get("maxItems", len(instance))
 
 
 _Validator: Any = extend(  # type: ignore[no-untyped-call] # the stubs leave its arguments untyped

@@ -2,11 +2,14 @@
 
 import json
 import time
+import tracemalloc
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jwt
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 from functions.shared.settings import Permission
 from tests.schemas import conforming
@@ -80,3 +83,102 @@ def answered(message: dict[str, Any]) -> bool:
     """Whether a server message, which must follow its schema, can be put on the wire in one frame."""
     conforming(f"server-{message['type']}", message)
     return len(json.dumps(message, ensure_ascii=False, allow_nan=False).encode()) < 32 * 1024
+
+
+FRAME_BYTES = 32 * 1024
+
+UNITS = (
+    '"{n}"',
+    '"{n:x}é"',
+    '"a b"',
+    "{n}",
+    "{n}.5",
+    "1e{n}",
+    "-0",
+    "true",
+    "null",
+    "[]",
+    "{{}}",
+    "[{n}]",
+    '{{"a":{n}}}',
+    '"世{n}"',
+    "[[[[[[[[[[[[[[[[[[[[{n}]]]]]]]]]]]]]]]]]]]]",
+    "[" * 40 + "]" * 40,
+    '"' + "\\u0000" * 40 + '"',
+    '"' + "~/" * 100 + '"',
+    "9" * 100,
+    "0." + "123456789" * 90 + "e-300",
+)
+"""What a hostile list repeats; `{n}` makes each one different."""
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """A text that goes on for long: `before` and `after` around `units` in turn, between commas."""
+
+    before: str
+    units: tuple[str, ...]
+    after: str
+
+    def text(self, size: int = FRAME_BYTES) -> str:
+        """The text with as many units as `size` bytes take."""
+        room = size - len((self.before + self.after).encode())
+        parts: list[str] = []
+        while True:
+            part = self.units[len(parts) % len(self.units)].format(n=len(parts))
+            room -= len(part.encode()) + 1
+            if room < 0:
+                return self.before + ",".join(parts) + self.after
+            parts.append(part)
+
+
+def hostile(start: str) -> st.SearchStrategy[Hostile]:
+    """Objects that begin with `start`, such as `{"action":"alert",`."""
+    lists = st.sampled_from(
+        [
+            '"target":{"users":[',
+            '"target":{"roles":[',
+            '"target":{"shelters":["s",',
+            '"payload":{},"target":{"all":true,"users":[',
+            '"target":{"all":true},"payload":{"a":[',
+            '"target":[',
+            '"payload":[',
+            '"id":[',
+            '"offline":[',
+            '"shelterId":[',
+            '"cursor":[',
+        ]
+    )
+    objects = st.sampled_from(["", '"target":{', '"payload":{', '"target":{"all":true},"payload":{"a":{'])
+    names = st.sampled_from(['"{n}":', '"{n}~/":', '"' + "k" * 300 + '{n}":', '"{n}\\u0000":'])
+    units = st.sampled_from(UNITS)
+
+    def closed(opening: str, *units: str) -> Hostile:
+        left = (start + opening).count("{") - (start + opening).count("}")
+        return Hostile(start + opening, units, ("]" if opening.endswith(("[", ",")) else "") + "}" * left)
+
+    return st.builds(
+        lambda at, several: closed(at, *several), lists, st.lists(units, min_size=1, max_size=3)
+    ) | (st.builds(lambda at, name, unit: closed(at, name + unit), objects, names, units))
+
+
+def cpu_seconds(work: Callable[[], Any], most: float) -> float:
+    """CPU seconds that `work` takes: the first try under `most`, or the best of five on a busy machine."""
+    taken = []
+    for _ in range(5):
+        started = time.process_time()
+        work()
+        taken.append(time.process_time() - started)
+        if taken[-1] < most:
+            break
+    return min(taken)
+
+
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """The most memory that `work` held at a time beyond what was held before."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

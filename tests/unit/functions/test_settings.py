@@ -15,6 +15,7 @@ JWT = {
 CONNECT = JWT | {
     "CONNECTIONS_TABLE": "connections",
     "USERS_TABLE": "users",
+    "ROLES": "{}",
     "CONNECTION_TTL_SECONDS": "86400",
     "AUDIENCE_SHARDS": "4",
 }
@@ -38,6 +39,7 @@ def test_fields_are_read_from_the_variables_of_their_names_in_their_types() -> N
         jwt_secret_arn="arn:secret",
         connections_table="connections",
         users_table="users",
+        roles={},
         connection_ttl_seconds=86400,
         audience_shards=4,
         allowed_origins=("https://a.example.org", "https://b.example.org"),

@@ -1,14 +1,25 @@
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from functions.shared.errors import Fault, InvalidJson, InvalidMessage, reply
-from functions.shared.validation import MAX_DEPTH, MAX_FAULTS, parse_object, validate
+from functions.shared import validation
+from functions.shared.connections import MAX_ID_BYTES, id_problem
+from functions.shared.errors import Fault, InvalidJson, InvalidMessage, MusterError, TooLarge, reply
+from functions.shared.validation import (
+    MAX_DEPTH,
+    MAX_FAULTS,
+    MAX_INTEGER,
+    MAX_VALUES,
+    listed,
+    parse_object,
+    validate,
+)
 
-from .support import answered, properties
+from .support import FRAME_BYTES, Hostile, answered, cpu_seconds, hostile, peak_bytes, properties
 
 ID = "0190a6b2-7f00-7000-8000-000000000000"
 REQUEST = {"type": "broadcast", "target": {"all": True}, "payload": {}}
@@ -198,9 +209,38 @@ def test_an_instance_that_nests_however_deep_is_refused() -> None:
     assert fault.problem == f"nests more than {MAX_DEPTH} levels deep"
 
 
-@pytest.mark.parametrize("bad", ["\ud800", {"\udfff": 1}, [float("inf")], {"n": [float("nan")]}])
-def test_what_json_can_escape_but_utf_8_cannot_carry_is_a_fault(bad: Any) -> None:
-    assert list(faults("client-alert", ALERT | {"payload": {"x": bad}})) == [""]
+@pytest.mark.parametrize(
+    ("bad", "pointer"),
+    [
+        ("\ud800", "/payload/x"),
+        ({"\udfff": 1}, "/payload/x"),
+        ({"\udfff": {"\ud800": 1}, "y": "\udfff"}, "/payload/x"),
+        ([float("inf")], "/payload/x/0"),
+        ({"n": [1, float("nan")]}, "/payload/x/n/1"),
+        ([MAX_INTEGER + 1], "/payload/x/0"),
+        (-MAX_INTEGER - 1, "/payload/x"),
+    ],
+)
+def test_a_value_that_cannot_be_passed_on_as_it_is_is_named(bad: Any, pointer: str) -> None:
+    found = faults("client-alert", ALERT | {"payload": {"w": True, "x": bad, "z": "\U0001f30d"}})
+    assert next(iter(found)) == pointer
+
+
+def test_integers_up_to_what_every_reader_keeps_pass() -> None:
+    validate("client-alert", ALERT | {"payload": {"x": [MAX_INTEGER, -MAX_INTEGER, 0, True, 1e300]}})
+
+
+def test_every_value_that_cannot_be_passed_on_is_named_at_once() -> None:
+    payload = {"a": [float("inf"), 1, "\ud800"], "b": {"c": 2**60}, "d": nested(MAX_DEPTH + 1)}
+    pointers = ["/payload/a/0", "/payload/a/2", "/payload/b/c", "/payload/d" + "/n" * (MAX_DEPTH - 1)]
+    assert list(faults("client-alert", ALERT | {"payload": payload})) == pointers
+
+
+def test_an_input_of_more_values_than_a_message_has_room_for_is_too_large() -> None:
+    validate("client-alert", ALERT | {"payload": {"a": [0] * (MAX_VALUES - 5)}})
+    with pytest.raises(TooLarge):
+        validate("client-alert", ALERT | {"payload": {"a": [0] * (MAX_VALUES - 4)}})
+    assert len(json.loads(Hostile("[", ("0",), "]").text())) < MAX_VALUES, "a frame holds no more"
 
 
 @pytest.mark.parametrize(
@@ -213,6 +253,8 @@ def test_what_json_can_escape_but_utf_8_cannot_carry_is_a_fault(bad: Any) -> Non
         ("null", "is null, not an object"),
         ('{"a": NaN}', "NaN is not JSON"),
         ('{"a": -Infinity}', "-Infinity is not JSON"),
+        ('{"a": 1, "b": {"c": 1, "c": 1}}', 'names "c" twice in one object'),
+        ('{"\\ud800": 1, "\\ud800": 1}', 'names "\\ud800" twice in one object'),
     ],
 )
 def test_text_that_is_no_json_object_is_refused_with_the_place(text: str, problem: str) -> None:
@@ -249,3 +291,99 @@ def test_no_fault_repeats_a_value_that_was_sent(schema: str, instance: dict[str,
     shown = json.dumps([str(fault) for fault in refusal.value.faults]) + str(refusal.value)
     assert SECRET_VALUE not in shown
     assert "1" + "0" * 19 not in shown
+
+
+def test_an_integer_of_however_many_digits_is_named() -> None:
+    frame = parse_object('{"action":"alert","target":{"all":true},"payload":{"n":-' + "1" * 30_000 + "}}")
+    (pointer,) = faults("client-alert", frame)
+    assert pointer == "/payload/n"
+
+
+def test_faults_with_long_fixes_still_fit_one_frame() -> None:
+    """The fix for an unknown role names those that exist: up to 2,400 characters of them."""
+    refusal = InvalidMessage(
+        faults=listed(Fault(f"/target/roles/{n}", "is unknown", "x" * 2_400) for n in range(100))
+    )
+    assert 1 < len(refusal.faults) < MAX_FAULTS
+    assert answered(reply(refusal, "a" * 64))
+
+
+FRAME_CPU_SECONDS = 0.05
+"""What any frame may cost on a free processor; tests allow twice as much."""
+
+
+def verdict(schema: str, frame: Any) -> MusterError | None:
+    """The refusal of a frame, as text or parsed, if it is refused."""
+    try:
+        validate(schema, parse_object(frame) if isinstance(frame, str) else frame)
+    except MusterError as refusal:
+        return refusal
+    return None
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(hostile('{"action":"alert",'))
+@example(Hostile('{"action":"alert","payload":{},"target":{"users":["a",', ("{n}",), "]}}"))
+@example(Hostile('{"action":"alert","payload":{},"target":{"users":["a",', ("[{n}]",), "]}}"))
+def test_any_frame_is_judged_in_50_ms_and_in_memory_of_its_own_size(frame: Hostile) -> None:
+    text = frame.text()
+    assert FRAME_BYTES - 1_000 < len(text.encode()) <= FRAME_BYTES
+    refusal = verdict("client-alert", text)
+    assert refusal is None or answered(reply(refusal, "a" * 64))
+    taken = cpu_seconds(lambda: verdict("client-alert", text), FRAME_CPU_SECONDS)
+    assert taken < 2 * FRAME_CPU_SECONDS
+    if not isinstance(refusal, InvalidJson):
+        parsed = parse_object(text)
+        # Beside the parsed frame, which takes Python up to 45 times its text.
+        assert peak_bytes(lambda: verdict("client-alert", parsed)) < 4 * FRAME_BYTES
+
+
+@pytest.mark.parametrize("schema", ["client-ping", "client-renew", "client-resume", "client-shelter-update"])
+def test_a_frame_of_thousands_of_unknown_fields_is_cheap_whatever_its_action(schema: str) -> None:
+    text = Hostile('{"action":"x",', ('"{n:x}":[]',), "}").text()
+    assert cpu_seconds(lambda: verdict(schema, text), FRAME_CPU_SECONDS) < 2 * FRAME_CPU_SECONDS
+
+
+ID_TEXT = st.text(
+    st.characters(exclude_categories=())
+    | st.sampled_from(' #\t\n\x00\x1c\x7f\x85\xa0\ufeff\u2028\u3000\ud800"\\'),
+    max_size=130,
+) | st.text('ab世é"\\', min_size=30, max_size=130)
+
+
+@properties
+@given(ID_TEXT)
+@example("a\n")
+@example("世" * 128)
+@example('"' * 64)
+@example('"' * 65)
+@example("x" * 128)
+@example("x" * 129)
+def test_the_rule_for_ids_is_that_of_the_schemas_in_bytes(text: str) -> None:
+    """`$connect` holds rows to the rule without jsonschema, whose import would slow every cold start."""
+    try:
+        validate("target", {"users": [text], "shelters": [text]})
+        well_formed = True
+    except InvalidMessage:
+        well_formed = False
+    if (problem := id_problem(text)) is None:
+        assert well_formed
+        assert len(json.dumps(text, ensure_ascii=False).encode()) - 2 <= MAX_ID_BYTES
+    elif well_formed:
+        assert (
+            problem == f"takes {len(json.dumps(text, ensure_ascii=False).encode()) - 2} bytes, more than 128"
+        )
+
+
+def test_only_lists_of_strings_must_be_unique() -> None:
+    """Others are not compared."""
+
+    def lists(node: Any) -> Iterator[dict[str, Any]]:
+        if isinstance(node, dict):
+            yield from [node] if "uniqueItems" in node else []
+        for part in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            yield from lists(part)
+
+    schemas = [json.loads(path.read_text()) for path in validation.SCHEMAS.glob("*.schema.json")]
+    kinds = {node["items"]["$ref"] for node in lists(schemas)}
+    assert kinds == {f"common.schema.json#/$defs/{name}" for name in ("role", "userId", "shelterId")}
