@@ -95,6 +95,16 @@ def too_deep(pointer: str) -> Fault:
     return Fault(pointer, f"nests more than {MAX_DEPTH} levels deep", "send a flatter value")
 
 
+# Keywords that jsonschema would check in more than one pass over the value, or gather what is dropped here.
+
+
+def _closed(
+    validator: Any, allowed: bool, instance: Any, schema: dict[str, Any]
+) -> Iterator[ValidationError]:
+    if isinstance(instance, dict) and any(name not in schema["properties"] for name in instance):
+        yield ValidationError("has other fields")
+
+
 def _items(validator: Any, items: Any, instance: Any, schema: dict[str, Any]) -> Iterator[ValidationError]:
     if _short_enough(instance, schema):
         yield from Draft202012Validator.VALIDATORS["items"](validator, items, instance, schema)
@@ -116,7 +126,8 @@ def _short_enough(instance: Any, schema: dict[str, Any]) -> bool:
 
 
 _Validator: Any = extend(  # type: ignore[no-untyped-call] # the stubs leave its arguments untyped
-    Draft202012Validator, {"items": _items, "uniqueItems": _unique_strings}
+    Draft202012Validator,
+    {"additionalProperties": _closed, "items": _items, "uniqueItems": _unique_strings},
 )
 
 
@@ -158,7 +169,7 @@ def _faults(error: ValidationError) -> Iterator[Fault]:
                         yield Fault(at + _escape(name), f"is missing beside {given}", f"add {name}")
         case "additionalProperties":
             known = ", ".join(schema["properties"])
-            for name in sorted(value.keys() - schema["properties"].keys()):
+            for name in (name for name in value if name not in schema["properties"]):
                 yield Fault(
                     at + _escape(name), "is not a field of this message", f"remove it; fields: {known}"
                 )

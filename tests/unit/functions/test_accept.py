@@ -2,6 +2,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as hypothesis_settings
 
 from functions import accept
 from functions.shared import settings
@@ -9,7 +11,7 @@ from functions.shared.messages import MAX_ENVELOPE_BYTES, id_time, uuid7
 from tests.schemas import conforming
 
 from .conftest import Logs
-from .support import ROLES, Context
+from .support import ROLES, Context, Hostile, cpu_seconds, hostile, peak_bytes
 
 ARN = "arn:aws:states:eu-west-1:000000000000:execution:muster-broadcast:one"
 STARTED = "2026-11-23T08:00:00.250Z"
@@ -154,3 +156,60 @@ def test_the_log_line_of_an_accepted_broadcast_holds_no_payload(
     assert line["audiences"] == ["role#first_responder", "user#u1"]
     assert metrics["BroadcastsAccepted"] == [1]
     assert "bridge" not in json.dumps([line, metrics])
+
+
+INPUT_BYTES = 250_000
+"""About as much as Step Functions takes as an input: 256 KiB [Step Functions quotas]."""
+
+
+@hypothesis_settings(
+    max_examples=30, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(hostile('{"type":"alert",'))
+@example(Hostile('{"type":"alert","payload":{},"target":{"users":["a",', ("{n}",), "]}}"))
+@example(Hostile('{"type":"alert","target":{"all":true},"payload":{"n":[', ("[]",), "]}}"))
+@example(Hostile('{"type":"alert","target":{"all":true},"payload":{"text":"', ("é" * 100,), '"}}'))
+def test_an_input_of_any_size_is_refused_in_100_ms_and_in_a_few_times_its_memory(
+    run: Any, request_: Hostile
+) -> None:
+    try:
+        request = json.loads(request_.text(INPUT_BYTES))
+    except ValueError:
+        return  # Step Functions would not start it
+    answer = run(request)
+    assert answer["accepted"] is False
+    # The cause of a failed execution takes so much [Step Functions, Fail].
+    assert len(json.dumps({"faults": answer["faults"]}, ensure_ascii=False)) <= 32_768
+    assert cpu_seconds(lambda: run(request), 0.1) < 0.2
+    # Twice the 8 times of a frame: what passes the schema is serialised too.
+    assert peak_bytes(lambda: run(request)) < 16 * INPUT_BYTES
+
+
+@pytest.mark.parametrize("name", ["世" * 43, '"' * 65, "\\" * 65])
+def test_an_id_of_more_bytes_than_the_states_have_room_for_is_refused(run: Any, name: str) -> None:
+    request = {
+        "type": "shelter_update",
+        "shelterId": name,
+        "target": {"users": ["u1", name], "shelters": [name]},
+        "payload": {},
+        "sender": {"userId": name, "role": "admin"},
+    }
+    answer = run(request)
+    pointers = ["/sender/userId", "/shelterId", "/target/shelters/0", "/target/users/1"]
+    assert [fault["pointer"] for fault in answer["faults"]] == pointers
+    assert answer["faults"][0]["problem"].startswith("takes 1")
+    assert run(
+        request | {"shelterId": name[:-1], "target": {"users": [name[:-1]]}, "sender": {"service": "s"}}
+    )["accepted"]
+
+
+def test_all_that_accept_hands_on_fits_a_state(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the longest ids, in the characters that JSON makes longest, and the most roles."""
+    roles = {f"{n:032d}".replace("0", "r", 1): ROLES["admin"] for n in range(100)}
+    config = settings.Accept(roles=roles, audience_shards=12, message_retention_seconds=3600)
+    monkeypatch.setattr(accept, "config", lambda: config)
+    names = [f"{n:02d}" + '"' * 63 for n in range(100)]
+    fixed = {"type": "alert", "target": {"roles": list(roles), "users": names, "shelters": names}}
+    answer = run(fixed | {"payload": {"text": '"' * 15_200}})
+    assert answer["accepted"]
+    assert len(json.dumps(answer, ensure_ascii=False).encode()) < 256 * 1024  # [Step Functions quotas]
