@@ -94,6 +94,53 @@ def test_a_refused_client_leaves_no_row_and_a_log_line_with_the_reason_and_no_to
 
 
 @pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"role": "wizard"}, "role is not a role of this deployment"),
+        ({"role": ""}, "role is not a role of this deployment"),
+        ({"role": 7}, "role is not a role of this deployment"),
+        ({"shelterId": 7}, "shelterId is not a string"),
+        ({"shelterId": "north hall"}, "shelterId holds white space"),
+        ({"shelterId": "a#b"}, "shelterId holds white space, '#'"),
+        ({"shelterId": "a\x07b"}, "shelterId holds white space, '#', a control character"),
+        ({"shelterId": "世" * 43}, "shelterId takes 129 bytes, more than 128"),
+        ({"active": "true"}, "inactive"),
+    ],
+)
+def test_a_row_that_no_target_could_name_is_refused_by_its_rule(
+    change: dict[str, Any], reason: str, dynamodb: DynamoDB, context: Context, logs: Logs
+) -> None:
+    dynamodb.add("users", ROW | change)
+    assert connect.handler(handshake(token()), context) == {"statusCode": 403}
+    assert dynamodb.rows("connections") == []
+    line = logs()[0]
+    assert line["userId"] == "u1"
+    assert line["reason"].startswith(f"UserRefused: {reason}")
+
+
+@pytest.mark.parametrize("sub", ["x" * 3_000, "世" * 43, "a b", "a#b", "a\x07", "\ud800"])
+def test_a_signed_sub_that_can_be_nobodys_id_is_refused(
+    sub: str, dynamodb: DynamoDB, context: Context, logs: Logs
+) -> None:
+    assert connect.handler(handshake(token(sub)), context) == {"statusCode": 403}
+    line = logs()[0]
+    assert line["reason"].startswith("UserRefused: userId ")
+    assert "userId" not in line
+    assert dynamodb.calls == []
+
+
+@pytest.mark.parametrize("email", [7, "x" * 255])
+def test_an_unusable_email_keeps_nobody_out(
+    email: Any, dynamodb: DynamoDB, context: Context, logs: Logs
+) -> None:
+    dynamodb.add("users", ROW | {"email": email, "shelterId": ""})
+    assert connect.handler(handshake(token()), context)["statusCode"] == 200
+    (row,) = dynamodb.rows("connections")
+    assert not {"email", "shelterId"} & row.keys()
+    assert logs()[0]["reason"].startswith("email is not")
+
+
+@pytest.mark.parametrize(
     ("header", "origin"),
     [
         ("Origin", "https://evil.example.org"),

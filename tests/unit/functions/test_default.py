@@ -2,6 +2,7 @@ import json
 import time
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import pytest
 from hypothesis import example, given
@@ -17,7 +18,20 @@ from tests.schemas import conforming
 
 from .aws import ConnectionsApi, DynamoDB, SecretsManager, StepFunctions
 from .conftest import Logs
-from .support import ROLES, SECRET, STATE_MACHINE, Context, answered, event, leaks, properties, token
+from .support import (
+    ROLES,
+    SECRET,
+    STATE_MACHINE,
+    Context,
+    Hostile,
+    answered,
+    cpu_seconds,
+    event,
+    hostile,
+    leaks,
+    properties,
+    token,
+)
 
 TTL = 1_000
 LATER = int(time.time()) + 86_400
@@ -174,6 +188,31 @@ def test_a_message_sent_again_with_its_id_starts_nothing_and_is_acknowledged_wit
     assert len(server.stepfunctions.executions) == 1
 
 
+def test_a_message_sent_again_after_the_senders_role_has_changed_is_the_same_message(server: Server) -> None:
+    frame = {"action": "alert", "id": "m-1", "target": ALL, "payload": PAYLOAD}
+    first = server.ask(frame)
+    server.connection(role="first_responder")
+    assert server.ask(frame) == first
+    assert len(server.stepfunctions.executions) == 1
+
+
+def test_an_execution_that_cannot_be_described_yet_is_asked_for_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = {"action": "alert", "id": "m-1", "target": ALL, "payload": PAYLOAD}
+    first = server.ask(frame)
+    described = server.stepfunctions.DescribeExecution
+    pauses: list[float] = []
+
+    def late(executionArn: str) -> dict[str, Any]:
+        return described(executionArn if len(pauses) == 2 else "unknown")
+
+    monkeypatch.setattr(server.stepfunctions, "DescribeExecution", late)
+    monkeypatch.setattr(broadcasts.time, "sleep", pauses.append)
+    assert server.ask(frame) == first
+    assert pauses == [0.2, 0.5]
+
+
 def test_a_message_whose_broadcast_failed_needs_a_new_id(server: Server) -> None:
     frame = {"action": "alert", "id": "m-1", "target": ALL, "payload": PAYLOAD}
     server.ask(frame)
@@ -182,10 +221,11 @@ def test_a_message_whose_broadcast_failed_needs_a_new_id(server: Server) -> None
 
 
 def test_another_message_with_the_same_id_is_a_conflict(server: Server) -> None:
-    frame = {"action": "alert", "id": "m-1", "target": ALL, "payload": PAYLOAD}
+    frame = {"action": "alert", "id": "m-1", "target": ALL, "payload": {"n": 1}}
     server.ask(frame)
     changes: list[dict[str, Any]] = [
         {"payload": {}},
+        {"payload": {"n": True}},
         {"target": {"users": ["u1"]}},
         {"offline": "never"},
         {"action": "broadcast"},
@@ -236,6 +276,20 @@ def test_a_role_bound_to_its_own_shelter_updates_no_other(
     assert answer["code"] == "forbidden"
     assert answer["faults"] == [{"pointer": "/shelterId", "problem": "is not your own shelter", "fix": fix}]
     assert server.stepfunctions.executions == {}
+
+
+@pytest.mark.parametrize(
+    "target", [ALL, {"shelters": ["s1", "s2"]}, {"shelters": ["s2"]}, {"users": ["u2"]}, {"roles": ["admin"]}]
+)
+@pytest.mark.parametrize("role", ["shelter_operator", "warden"])
+def test_a_role_bound_to_its_own_shelter_updates_nobody_elses_audience(
+    server: Server, role: str, target: dict[str, Any]
+) -> None:
+    server.connection(role=role, shelterId="s1")
+    update = {"action": "shelter_update", "shelterId": "s1", "payload": {}}
+    assert server.refuse(update | {"target": target}) == ("forbidden", ["/target"])
+    assert server.ask(update | {"target": {"shelters": ["s1"]}})["type"] == "ack"
+    assert server.ask(update)["type"] == "ack"
 
 
 def test_a_role_bound_to_its_own_shelter_sends_its_other_messages_freely(server: Server) -> None:
@@ -419,10 +473,99 @@ def test_a_renewal_with_a_token_that_does_not_hold_changes_nothing(
     assert not leaks(presented, json.dumps([answer, logs()]))
 
 
-def test_an_inactive_user_renews_nothing(server: Server) -> None:
-    server.dynamodb.add("users", USER | {"active": False})
-    assert server.refuse({"action": "renew", "token": token()})[0] == "forbidden"
-    assert server.dynamodb.rows("connections")[0]["ttl"] == LATER
+@pytest.mark.parametrize("change", [{"active": False}, {"role": "wizard"}, {"shelterId": "a b"}])
+def test_a_user_who_may_not_connect_any_more_loses_the_connection_at_a_renewal(
+    server: Server, change: dict[str, Any], context: Context
+) -> None:
+    server.dynamodb.add("users", USER | change)
+    frame = {"action": "renew", "id": "r-1", "token": token()}
+    assert default.handler(event(frame), context) == {"statusCode": 200}
+    (_, posted), (closed, _) = server.api.calls
+    last_words = json.loads(posted["Data"])
+    assert answered(last_words)
+    assert (last_words["code"], last_words["replyTo"]) == ("forbidden", "r-1")
+    assert closed == "DeleteConnection"
+    assert server.dynamodb.rows("connections")[0]["ttl"] <= time.time()
+    assert server.ask({"action": "ping"})["code"] == "unknown_connection"
+
+
+def test_a_renewal_takes_over_the_role_and_shelter_that_the_user_has_now_in_one_write(server: Server) -> None:
+    server.connection(role="admin", roleShard="admin#9", shard="all#9", shelterId="s1")
+    server.dynamodb.add("users", USER | {"role": "resident", "shelterId": "s2"})
+    answer = server.ask({"action": "renew", "token": token()})
+    assert (answer["type"], answer["role"], answer["shelterId"]) == ("renewed", "resident", "s2")
+    (row,) = server.dynamodb.rows("connections")
+    shard = crc32(b"c1=") % 4
+    assert (row["role"], row["roleShard"]) == ("resident", f"resident#{shard}")
+    assert (row["shelterId"], row["shard"]) == ("s2", f"all#{shard}")
+    assert len(server.dynamodb.called("UpdateItem")) == 2  # one marks the connection as seen
+    assert server.refuse({"action": "alert", "target": ALL, "payload": {}})[0] == "forbidden"
+    pong = server.ask({"action": "ping"})
+    assert (pong["role"], pong["shelterId"]) == ("resident", "s2")
+
+
+def test_a_renewal_of_a_user_without_a_shelter_any_more_leaves_the_shelter(server: Server) -> None:
+    server.connection(shelterId="s1")
+    answer = server.ask({"action": "renew", "token": token()})
+    assert "shelterId" not in answer
+    assert "shelterId" not in server.dynamodb.rows("connections")[0]
+
+
+def test_after_a_renewal_a_resume_brings_what_the_new_audiences_were_sent(server: Server) -> None:
+    server.connection(role="resident")
+    sent_at = epoch(CONNECTED) + 60
+    text = messages.envelope({"type": "alert", "payload": {}}, uuid7(sent_at, bytes(10)), sent_at)
+    row = {"audience": "role#admin", "messageId": uuid7(sent_at, bytes(10)), "envelope": text, "ttl": LATER}
+    server.dynamodb.add("messages", row)
+    after = uuid7(epoch(CONNECTED), bytes(10))
+    assert server.ask({"action": "resume", "after": after})["messages"] == []
+    server.ask({"action": "renew", "token": token()})
+    assert server.ask({"action": "resume", "after": after})["messages"] == [json.loads(text)]
+
+
+# Rows that are not as they should be
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"userId": None}, "userId is not a string"),
+        ({"userId": 7}, "userId is not a string"),
+        ({"userId": "a b"}, "userId holds white space"),
+        ({"userId": "x" * 129}, "userId takes 129 bytes"),
+        ({"role": None}, "role is not a string"),
+        ({"role": 7}, "role is not a string"),
+        ({"shelterId": 7}, "shelterId is not a string"),
+        ({"connectedAt": None}, "connectedAt is not an ISO 8601 instant"),
+        ({"connectedAt": 7}, "connectedAt is not an ISO 8601 instant"),
+        ({"connectedAt": "yesterday"}, "connectedAt is not an ISO 8601 instant"),
+        ({"ttl": 10**30}, "ttl is not in whole epoch seconds"),
+    ],
+)
+def test_a_connection_with_an_unusable_row_is_closed_and_the_log_says_why(
+    server: Server, change: dict[str, Any], reason: str, logs: Logs
+) -> None:
+    row = {name: value for name, value in (CONNECTION | change).items() if value is not None}
+    server.dynamodb.add("connections", row)
+    message, closes = default.respond('{"action":"ping"}', "c1=", server.using)
+    assert (message["code"], closes) == ("unknown_connection", True)
+    (line,) = logs()
+    assert line["reason"].startswith(f"its row's {reason}")
+
+
+@pytest.mark.parametrize("bad", [{}, {"envelope": 7}, {"envelope": "no JSON"}])
+def test_a_queued_row_that_is_no_message_is_left_out_of_a_resume(
+    server: Server, bad: dict[str, Any], logs: Logs
+) -> None:
+    ids = [uuid7(1_795_000_000 + n, bytes(10)) for n in range(3)]
+    for n, identifier in enumerate(ids):
+        text = messages.envelope({"type": "alert", "payload": {}}, identifier, 1_795_000_000 + n)
+        row = {"audience": "all", "messageId": identifier, "ttl": LATER}
+        server.dynamodb.add("messages", row | (bad if n == 1 else {"envelope": text}))
+    answer = server.ask({"action": "resume"})
+    assert [message["id"] for message in answer["messages"]] == [ids[0], ids[2]]
+    assert answer["more"] is False
+    assert logs()[0]["message"] == "queued message left out"
 
 
 # Resuming
@@ -488,6 +631,26 @@ def test_a_frame_without_a_body_is_answered_too(server: Server, context: Context
 
 
 # Whatever is sent
+
+
+def test_who_may_send_is_looked_at_before_what_is_sent(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.connection(role="resident")
+    monkeypatch.setattr(default, "validate", lambda *_: pytest.fail("validated"))
+    assert server.refuse({"action": "alert", "target": 7}) == ("forbidden", ["/action"])
+
+
+@properties
+@given(hostile('{"action":"alert",'))
+def test_any_frame_is_answered_within_50_ms_of_cpu(server: Server, frame: Hostile) -> None:
+    text = frame.text()
+    assert cpu_seconds(lambda: server.ask(text), 0.05) < 0.1
+
+
+def test_half_a_surrogate_pair_outside_json_is_answered_too(server: Server) -> None:
+    assert server.refuse("\ud800")[0] == "invalid_json"
+
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # half surrogate pairs as well
 ANY_JSON = st.recursive(
