@@ -208,7 +208,7 @@ def test_an_execution_that_cannot_be_described_yet_is_asked_for_again(
         return described(executionArn if len(pauses) == 2 else "unknown")
 
     monkeypatch.setattr(server.stepfunctions, "DescribeExecution", late)
-    monkeypatch.setattr(broadcasts.time, "sleep", pauses.append)
+    monkeypatch.setattr("functions.shared.broadcasts.time.sleep", pauses.append)
     assert server.ask(frame) == first
     assert pauses == [0.2, 0.5]
 
