@@ -11,8 +11,8 @@ locals {
         metrics_namespace     = local.metrics_namespace
         service               = var.name_prefix
         partition_concurrency = var.partition_concurrency
-        post_burst            = var.post_burst
-        post_rate             = var.post_rate
+        post_burst            = local.post_burst
+        post_rate             = local.post_rate
       }
       statements = concat(
         local.kms_statements.broadcast_machine,

@@ -591,31 +591,29 @@ variable "post_concurrency" {
 }
 
 variable "post_rate" {
-  description = "Posts per second of one broadcast: under the account's quota of 10,000 requests/s, which connects and client messages share."
+  description = "Posts per second of one broadcast. null: 95% of the region's default quota, which connects, client messages and other APIs share: 9,500, or 2,375 in the regions with a lower quota."
   type        = number
-  default     = 9500
-  nullable    = false
+  default     = null
 
   validation {
-    condition     = var.post_rate >= 1
+    condition     = coalesce(var.post_rate, 1) >= 1
     error_message = "post_rate must be at least 1 post per second."
   }
 
   # A deliver invocation has 28 s to post its batch.
   validation {
-    condition     = var.batch_size * var.partition_concurrency * var.batch_concurrency <= 20 * max(var.post_rate, 1)
+    condition     = var.batch_size * var.partition_concurrency * var.batch_concurrency <= 20 * max(coalesce(var.post_rate, local.default_post_rate), 1)
     error_message = "post_rate is too low: with batch_size, partition_concurrency and batch_concurrency as they are, a batch would take more than 20 s. Raise it, or lower one of them."
   }
 }
 
 variable "post_burst" {
-  description = "Posts that one broadcast makes at once, before post_rate counts: under the account's burst quota of 5,000 requests."
+  description = "Posts that one broadcast makes at once, before post_rate counts. null: 90% of the region's default burst quota: 4,500, or 1,125 in the regions with a lower quota."
   type        = number
-  default     = 4500
-  nullable    = false
+  default     = null
 
   validation {
-    condition     = var.post_burst >= 0
+    condition     = coalesce(var.post_burst, 0) >= 0
     error_message = "post_burst must be 0 or more."
   }
 }
@@ -693,25 +691,23 @@ variable "allowed_origins" {
 }
 
 variable "throttling_rate_limit" {
-  description = "Requests per second that each route takes; the account's default quota is 10,000, shared with every other API."
+  description = "Requests per second that each route takes. null: the region's default quota, 10,000 or 2,500, which every API of the account shares."
   type        = number
-  default     = 10000
-  nullable    = false
+  default     = null
 
   validation {
-    condition     = var.throttling_rate_limit >= 1
+    condition     = coalesce(var.throttling_rate_limit, 1) >= 1
     error_message = "throttling_rate_limit must be at least 1."
   }
 }
 
 variable "throttling_burst_limit" {
-  description = "Requests that each route takes at once above the rate; the account's default quota is 5,000."
+  description = "Requests that each route takes at once above the rate. null: the region's default burst quota, 5,000 or 1,250."
   type        = number
-  default     = 5000
-  nullable    = false
+  default     = null
 
   validation {
-    condition     = var.throttling_burst_limit >= 1 && floor(var.throttling_burst_limit) == var.throttling_burst_limit
+    condition     = coalesce(var.throttling_burst_limit, 1) >= 1 && floor(coalesce(var.throttling_burst_limit, 1)) == coalesce(var.throttling_burst_limit, 1)
     error_message = "throttling_burst_limit must be a whole number of at least 1."
   }
 }
