@@ -49,6 +49,22 @@ locals {
         threshold  = 5
         minutes    = 5
       }
+      client-errors = {
+        summary    = "API Gateway itself refuses clients: they meet a limit, or speak another protocol."
+        namespace  = "AWS/ApiGateway"
+        metric     = "ClientError"
+        dimensions = local.metric_dimensions.api
+        threshold  = var.alarm_thresholds.client_errors
+        minutes    = 5
+      }
+      broadcasts-slow = {
+        summary    = "A broadcast took long: its last recipients were told late."
+        namespace  = "AWS/States"
+        metric     = "ExecutionTime" # ms
+        dimensions = local.metric_dimensions.machines.broadcast
+        statistic  = "Maximum"
+        threshold  = 1000 * var.alarm_thresholds.broadcast_seconds
+      }
       offline-queue-age = {
         summary    = "Nobody takes what is in the offline queue, and SQS will drop it."
         namespace  = "AWS/SQS"

@@ -20,14 +20,41 @@ variable "tags" {
   default     = {}
   nullable    = false
 
-  # What every service takes that is tagged here.
+  # IAM's rules: no other service that is tagged here is stricter, but X-Ray (queries.tf) [IAM API, Tag; IAM User Guide, Tags
+  # for IAM resources]. The provider's default_tags get onto the same resources.
   validation {
-    condition = length(var.tags) <= 50 && alltrue([
-      for key, value in var.tags :
-      can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{1,128}$", key)) && can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{0,256}$", value)) &&
-      !startswith(lower(key), "aws:")
+    condition = alltrue([
+      for key, value in merge(data.aws_default_tags.current.tags, var.tags) :
+      can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{1,128}$", key)) && can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{0,256}$", value))
     ])
-    error_message = "tags must be at most 50, with keys of 1 to 128 and values of up to 256 letters, digits, spaces and _ . : / = + - @, and no key that starts with aws:."
+    error_message = "tags, or the provider's default_tags: IAM refuses ${join(", ", [
+      for key, value in merge(data.aws_default_tags.current.tags, var.tags) : jsonencode(key)
+      if !can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{1,128}$", key)) || !can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{0,256}$", value))
+    ])}. A key must be 1 to 128 and a value at most 256 letters, digits, spaces and _ . : / = + - @."
+  }
+
+  validation {
+    condition = alltrue([
+      for key, value in merge(data.aws_default_tags.current.tags, var.tags) : !can(regex("(?i)^aws:", key)) && !can(regex("(?i)^aws:", value))
+    ])
+    error_message = "tags, or the provider's default_tags: neither a key nor a value may start with aws:, which AWS keeps to itself: ${join(", ", [
+      for key, value in merge(data.aws_default_tags.current.tags, var.tags) : jsonencode(key)
+      if can(regex("(?i)^aws:", key)) || can(regex("(?i)^aws:", value))
+    ])}."
+  }
+
+  validation {
+    condition     = length(merge(data.aws_default_tags.current.tags, var.tags)) <= 50
+    error_message = "tags: AWS takes 50 for a resource, and with the provider's default_tags there are ${length(merge(data.aws_default_tags.current.tags, var.tags))}. Remove some."
+  }
+
+  validation {
+    condition = alltrue([
+      for keys in values({ for key in keys(merge(data.aws_default_tags.current.tags, var.tags)) : lower(key) => key... }) : length(keys) == 1
+    ])
+    error_message = "tags: IAM takes keys that differ only in case for the same key, and refuses both: ${join("; ", [
+      for keys in values({ for key in keys(merge(data.aws_default_tags.current.tags, var.tags)) : lower(key) => key... }) : join(", ", keys) if length(keys) > 1
+    ])}. Use one spelling, here and in the provider's default_tags."
   }
 }
 
@@ -243,12 +270,15 @@ variable "alarm_thresholds" {
   description = <<-EOT
     When it is too much, where that depends on your people: undelivered_percent of the posts of five minutes failed,
     refused_percent of the connects of five minutes refused, offline_age_seconds that a message waits in the offline
-    queue (null: half of what the queue keeps).
+    queue (null: half of what the queue keeps), client_errors of five minutes that API Gateway answers itself,
+    broadcast_seconds from the start of a broadcast to its end.
   EOT
   type = object({
     undelivered_percent = optional(number, 10)
     refused_percent     = optional(number, 50)
     offline_age_seconds = optional(number)
+    client_errors       = optional(number, 100)
+    broadcast_seconds   = optional(number, 60)
   })
   default  = {}
   nullable = false
@@ -267,6 +297,16 @@ variable "alarm_thresholds" {
       false,
     )
     error_message = "alarm_thresholds: offline_age_seconds must be from 60 to 1209600, the 14 days that SQS keeps a message."
+  }
+
+  validation {
+    condition     = try(var.alarm_thresholds.client_errors >= 1, false)
+    error_message = "alarm_thresholds: client_errors must be at least 1."
+  }
+
+  validation {
+    condition     = try(var.alarm_thresholds.broadcast_seconds > 0, false)
+    error_message = "alarm_thresholds: broadcast_seconds must be more than 0."
   }
 }
 
