@@ -49,11 +49,10 @@ variable "tags" {
   }
 
   validation {
-    condition = alltrue([
-      for keys in values({ for key in keys(merge(data.aws_default_tags.current.tags, var.tags)) : lower(key) => key... }) : length(keys) == 1
-    ])
-    error_message = "tags: IAM takes keys that differ only in case for the same key, and refuses both: ${join("; ", [
-      for keys in values({ for key in keys(merge(data.aws_default_tags.current.tags, var.tags)) : lower(key) => key... }) : join(", ", keys) if length(keys) > 1
+    condition = length(distinct([for key, value in merge(data.aws_default_tags.current.tags, var.tags) : lower(key)])) == length(merge(data.aws_default_tags.current.tags, var.tags))
+    error_message = "tags: IAM takes keys that differ only in case for the same key, and refuses both: ${join(", ", [
+      for key, value in merge(data.aws_default_tags.current.tags, var.tags) : key
+      if length([for other, value in merge(data.aws_default_tags.current.tags, var.tags) : other if lower(other) == lower(key)]) > 1
     ])}. Use one spelling, here and in the provider's default_tags."
   }
 }
