@@ -74,14 +74,17 @@ class BroadcastFailed(BroadcastError):
 
 
 class InvalidBroadcast(BroadcastFailed):
-    """The request was refused before anything was sent. `faults` lists everything that is wrong with it."""
+    """The request was refused before anything was sent. `faults` lists everything that is wrong with it.
 
-    def __init__(self, execution: Execution, cause: str) -> None:
+    `error` is "InvalidBroadcast", or "Conflict" when its `id` is the id of another message.
+    """
+
+    def __init__(self, execution: Execution, cause: str, error: str = "InvalidBroadcast") -> None:
         self.faults = parse_faults(json.loads(cause)["faults"])
         super().__init__(
             f"The broadcast was refused: {len(self.faults)} fault(s) in the request.",
             execution=execution,
-            error="InvalidBroadcast",
+            error=error,
             cause=cause,
             fix="\n".join(str(fault) for fault in self.faults),
         )
@@ -306,8 +309,8 @@ class Broadcaster:
 def _failure(execution: Execution, described: Mapping[str, Any]) -> BroadcastFailed:
     error = described.get("error") or described["status"]
     cause = described.get("cause") or ""
-    if error == "InvalidBroadcast":
-        return InvalidBroadcast(execution, cause)
+    if error in ("InvalidBroadcast", "Conflict"):
+        return InvalidBroadcast(execution, cause, error)
     return BroadcastFailed(
         f"The broadcast {execution.name} failed with {error}: {cause or 'no cause was given'}.",
         execution=execution,

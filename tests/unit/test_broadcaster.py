@@ -192,15 +192,17 @@ def test_an_execution_that_stays_unknown_is_an_error(
         broadcaster.wait(Execution(EXECUTION), 10)
 
 
-def test_a_refused_broadcast_lists_every_fault(states: Stubber, broadcaster: Broadcaster) -> None:
+@pytest.mark.parametrize("error", ["InvalidBroadcast", "Conflict"])
+def test_a_refused_broadcast_lists_every_fault(states: Stubber, broadcaster: Broadcaster, error: str) -> None:
     faults = [
         {"pointer": "/target", "problem": "is missing", "fix": "add target"},
         {"pointer": "", "problem": "is empty", "fix": "say something"},
     ]
-    failure = described("FAILED", error="InvalidBroadcast", cause=json.dumps({"faults": faults}))
+    failure = described("FAILED", error=error, cause=json.dumps({"faults": faults}))
     states.add_response("describe_execution", failure)
     with pytest.raises(InvalidBroadcast, match=r"2 fault") as refused:
         broadcaster.wait(Execution(EXECUTION), 10)
+    assert refused.value.error == error
     assert [fault.pointer for fault in refused.value.faults] == ["/target", ""]
     assert refused.value.fix == "/target is missing: add target\nthe message is empty: say something"
 
