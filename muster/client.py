@@ -166,7 +166,7 @@ class Client:
         """`url` is the deployment's websocket_url.
 
         With `resume_after`, the id of the last message seen earlier, iteration begins with what was sent
-        since; messages from up to two minutes before it may come again, because recording takes time.
+        since; messages from up to four minutes before it may come again, because recording takes time.
         `heartbeat` is the number of seconds between two pings, each with a look for missed messages.
         """
         self._url = url
