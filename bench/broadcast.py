@@ -226,7 +226,7 @@ def muster(outputs: Outputs, stub: callbacks.Callbacks, size: int) -> Measured:
         read_units=receipt.pages * math.ceil(size / receipt.pages * INDEX_ROW_BYTES / 4096) / 2,
         write_units=2,  # Claim and Record
         executions=1 + runs,
-        # Accept, Accepted?, Claim, Record with one audience, Reach, FanOut, Notify?, NotNotified and Summarise;
+        # Accept, Accepted?, Claim, Record with one audience, Reach, FanOut, Notify?, NotNotified, Summarise;
         # a partition ends once, and each run of its child is RunFanOut and PartitionDone?.
         transitions=10 + partitions + 2 * runs,
         express_seconds=sum((child["stopDate"] - child["startDate"]).total_seconds() for child in children),
