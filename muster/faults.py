@@ -11,6 +11,10 @@ from muster.errors import MusterError
 MAX_DEPTH = 100
 """How deep the search for what JSON cannot hold goes: the server accepts 32 levels of payload."""
 
+MAX_INTEGER = 2**53 - 1
+"""The largest integer that every JSON reader keeps exactly [RFC 8259 section 6, RFC 7493 section 2.2]. Step
+Functions reads numbers as doubles, so a larger one could reach people as another number."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -35,18 +39,19 @@ def parse_faults(faults: Iterable[Mapping[str, Any]]) -> tuple[Fault, ...]:
 def json_text(value: object, error: type[MusterError]) -> str:
     """Return `value` as compact JSON that UTF-8 can encode.
 
-    Mappings become objects, and tuples arrays. For what JSON cannot hold, such as NaN, a date or half of a
-    surrogate pair, it raises `error`, which names the place by JSON Pointer.
+    Mappings become objects, and tuples arrays. For what JSON cannot hold, such as NaN, a date, half of a
+    surrogate pair or an integer beyond MAX_INTEGER, it raises `error`, which names the place by JSON Pointer.
     """
-    try:
-        text = json.dumps(
-            value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_plain_mapping
-        )
-        text.encode()
-    except (TypeError, ValueError, RecursionError):
-        fault = unserialisable(value) or Fault("", "cannot be written as JSON", "use plain JSON values")
-    else:
-        return text
+    if not (fault := unserialisable(value)):
+        try:
+            text = json.dumps(
+                value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_plain_mapping
+            )
+            text.encode()
+        except (TypeError, ValueError, RecursionError):
+            fault = Fault("", "cannot be written as JSON", "use plain JSON values")
+        else:
+            return text
     raise error(f"{fault.pointer or 'The message'} {fault.problem}.", fix=f"{fault.fix.capitalize()}.")
 
 
@@ -59,6 +64,10 @@ def unserialisable(value: object) -> Fault | None:
             # The place itself would be a line of its own: name the member of the message that holds it.
             top = "/".join(pointer.split("/", 2)[:2])
             return Fault(top, f"nests over {MAX_DEPTH} levels deep, or contains itself", "flatten it")
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:
+            return Fault(
+                pointer, f"is an integer beyond {MAX_INTEGER}, which readers of JSON round", "send it as text"
+            )
         if problem := _scalar_problem(value):
             return Fault(pointer, *problem)
         members: Iterable[tuple[object, object]] = ()

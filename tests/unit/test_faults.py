@@ -28,7 +28,10 @@ CIRCULAR["self"] = CIRCULAR
         ({"payload": {"\ud800": 1}}, "/payload", "a key"),
         ({"payload": {(1, 2): 1}}, "/payload", "a key"),
         ({"payload": {float("nan"): 1}}, "/payload", "a key"),
-        ({"payload": {"a": 10**5000}}, "/payload/a", "too many digits"),
+        ({"payload": {"a": [2**53]}}, "/payload/a/0", "an integer beyond 9007199254740991"),
+        ({"payload": {"a": -(2**53)}}, "/payload/a", "an integer beyond 9007199254740991"),
+        ({"payload": {"a": 10**5000}}, "/payload/a", "an integer beyond 9007199254740991"),
+        ({"payload": {10**5000: 1}}, "/payload", "a key"),
         ({"payload": CIRCULAR}, "/payload", "contains itself"),
         (float("nan"), "", "not a finite number"),
     ],
@@ -47,8 +50,9 @@ def test_the_first_place_that_json_cannot_hold_is_named(value: object, pointer: 
 
 
 def test_mappings_tuples_and_plain_keys_are_json() -> None:
-    value = MappingProxyType({"ü": (1, None, True), 2: MappingProxyType({})})
-    assert json_text(value, MusterError) == '{"ü":[1,null,true],"2":{}}'
+    value = MappingProxyType({"ü": (1, None, True), 2: MappingProxyType({}), 2**60: 2**53 - 1})
+    text = '{"ü":[1,null,true],"2":{},"1152921504606846976":9007199254740991}'
+    assert json_text(value, MusterError) == text
     assert unserialisable(value) is None
 
 
