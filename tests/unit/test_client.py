@@ -457,7 +457,7 @@ async def test_a_new_client_resumes_from_when_it_connected(early: list[int]) -> 
 async def test_iteration_can_begin_where_an_earlier_client_stopped() -> None:
     async with FakeGateway() as gateway:
         gateway.retained = [envelope(number, ago=100 - 11 * number) for number in range(1, 9)]
-        async with Client(gateway.url, TOKEN, resume_after=gateway.retained[5]["id"]) as client:
+        async with Client(gateway.url, TOKEN, position=gateway.retained[5]["id"]) as client:
             # Messages 4 and 5 lie in the 30 s that the server reads again.
             assert await take(client, 5) == [4, 5, 6, 7, 8]
             assert gateway.actions("resume")[0]["after"] == gateway.retained[5]["id"]
@@ -473,7 +473,7 @@ async def test_an_impossible_place_to_resume_from_ends_iteration_with_the_server
 
     async with FakeGateway() as gateway:
         gateway.override = refuse
-        async with Client(gateway.url, TOKEN, resume_after="no-uuid") as client:
+        async with Client(gateway.url, TOKEN, position="no-uuid") as client:
             with pytest.raises(Refused, match="invalid_message"):
                 await take(client, 1)
             with pytest.raises(Refused, match="invalid_message"):
@@ -593,6 +593,7 @@ async def test_trouble_of_the_servers_own_is_waited_out_with_growing_random_paus
         pauses = [bound for bound in bounds if bound != client_module.ROLLOVER_WINDOW]
         assert pauses == [(0, 0.01), (0, 0.02), (0, 0.04), (0, 0.05)]
         bounds.clear()
+        monkeypatch.setattr(client_module, "STABLE_SECONDS", 0)
         await gateway.open[0].close()
         await gateway.until(lambda: len(gateway.handshakes) == 6)
         assert bounds[0] == (0, 0.01)
