@@ -143,8 +143,8 @@ def listen(
     """Print every message to a user as one line of JSON.
 
     Stays connected until Ctrl-C, reconnects and resumes when the connection is lost, and tells so on stderr.
-    At its end it prints on stderr the position for --resume: the last id that a resume has brought, not the last
-    one printed. Exits with 1 when --timeout passes before --count messages have arrived.
+    At its end it prints on stderr the position for --resume: the last id that a resume has brought, not the
+    last one printed. Exits with 1 when --timeout passes before --count messages have arrived.
     """
     client = _client(user, token, url, outputs, state_dir, position=resume)
     narrator = logging.getLogger("muster.client")
