@@ -902,7 +902,7 @@ def _url_problem(url: str) -> str | None:
 def _address(url: str) -> str:
     """An address as it may be shown: without its query, and not at all where a password may be in it."""
     shown = re.split("[?#&;]", url)[0]
-    return shown if "@" not in url and shown.isprintable() else "that address"
+    return shown if shown and "@" not in url and shown.isprintable() else "that address"
 
 
 def _handshake_fix(status: int) -> str:

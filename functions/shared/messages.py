@@ -21,8 +21,9 @@ CLOCK_SKEW_SECONDS = 30
 """How far a message's id may lie from its broadcast's start; ids outside it are refused."""
 
 RESUME_OVERLAP_SECONDS = 120
-"""How much a resume reads again before a client's position: ids are made at a broadcast's start, and recording
-may take until Accept and Record have used up their retries. tests/contract/test_asl.py holds them to it."""
+"""How much a resume reads again before a client's position: ids are made at a broadcast's start, and
+recording may take until Accept and Record have used up their retries. tests/contract/test_asl.py holds them
+to it."""
 
 RESUME_PAGE = 50
 """Messages read per audience and resume: a few full frames' worth of ordinary messages."""
