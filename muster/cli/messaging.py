@@ -124,7 +124,9 @@ def listen(
     resume: Annotated[
         str | None,
         typer.Option(
-            metavar="ID", help="Begin with what was sent since this message id.", show_default=False
+            metavar="POSITION",
+            help="Go on where an earlier listen stopped: the position that it printed at its end.",
+            show_default=False,
         ),
     ] = None,
     count: Annotated[
@@ -141,9 +143,10 @@ def listen(
     """Print every message to a user as one line of JSON.
 
     Stays connected until Ctrl-C, reconnects and resumes when the connection is lost, and tells so on stderr.
-    Exits with 1 when --timeout passes before --count messages have arrived.
+    At its end it prints on stderr the position for --resume: the last id that a resume has brought, not the
+    last one printed. Exits with 1 when --timeout passes before --count messages have arrived.
     """
-    client = _client(user, token, url, outputs, state_dir, resume_after=resume)
+    client = _client(user, token, url, outputs, state_dir, position=resume)
     narrator = logging.getLogger("muster.client")
     narrator.setLevel(logging.INFO)
     narrator.addHandler(logging.StreamHandler())
@@ -155,6 +158,9 @@ def listen(
         # The reader of a pipe has gone (`| head -1`). Python would complain about stdout once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
+    finally:
+        if client.position:
+            typer.echo(f"To go on from here: --resume {client.position}", err=True)
     if count and printed < count:
         raise MusterError(f"{printed} of {count} messages arrived within {timeout:g} s.")
 
@@ -260,20 +266,20 @@ def _client(
     outputs_file: Path | None,
     state_dir: Path | None,
     *,
-    resume_after: str | None = None,
+    position: str | None = None,
 ) -> Client:
     if token is None and user is None:
         token = os.environ.get("MUSTER_TOKEN")
     if (user is None) == (token is None):
         raise typer.BadParameter("say who connects: either --user, or --token (or set MUSTER_TOKEN).")
     if token and url:
-        return Client(url, token, resume_after=resume_after)
+        return Client(url, token, position=position)
     outputs = resolve_outputs(outputs_file, state_dir)
     address = url or outputs.websocket_url
     if token:
-        return Client(address, token, resume_after=resume_after)
+        return Client(address, token, position=position)
     issuer = TokenIssuer.from_outputs(outputs)
-    return Client(address, lambda: issuer.issue(str(user)), resume_after=resume_after)
+    return Client(address, lambda: issuer.issue(str(user)), position=position)
 
 
 async def _print_messages(client: Client, count: int | None, timeout: float | None) -> int:

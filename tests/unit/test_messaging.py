@@ -24,9 +24,9 @@ class FakeClient:
     made: "FakeClient"
     answer: ClassVar[dict[str, Any]] = {"type": "pong", "replyTo": "1"}
 
-    def __init__(self, url: str, token: Any, *, resume_after: str | None = None) -> None:
+    def __init__(self, url: str, token: Any, *, position: str | None = None) -> None:
         FakeClient.made = self
-        self.url, self.token, self.resume_after = url, token, resume_after
+        self.url, self.token, self.position = url, token, position
         self._numbers = iter((1, 2))
 
     async def __aenter__(self) -> Self:
@@ -100,7 +100,8 @@ def test_listen_prints_a_line_of_json_for_each_message_and_stops_at_the_count() 
     result = invoke("listen", "--token", "t", "--url", "ws://x", "--count", "2", "--resume", "last")
     assert [json.loads(line)["id"] for line in result.stdout.splitlines()] == [1, 2]
     assert result.exit_code == 0
-    assert FakeClient.made.resume_after == "last"
+    assert FakeClient.made.position == "last"
+    assert "--resume last" in result.stderr
 
 
 def test_listen_stops_in_time_which_is_an_error_only_if_messages_are_missing() -> None:
