@@ -1,7 +1,6 @@
 """`muster demo`: the whole pipeline on this machine, with a verdict."""
 
 import asyncio
-import json
 import resource
 import signal
 import tempfile
@@ -16,8 +15,9 @@ from typing import Annotated, Any, Self, TypeVar
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
-from muster.cli.console import progress, stderr, stdout
+from muster.cli.console import echo_json, progress, stderr, stdout
 from muster.demo import FEWEST_CLIENTS, Missed, Report, run
 from muster.errors import MusterError
 from muster.outputs import Outputs
@@ -53,7 +53,7 @@ def demo(
     with _Interrupts() as interrupts, progress() as shown, _temporary_stack(port, keep, shown) as outputs:
         report = interrupts.run(run(outputs, clients, shown))
     if as_json:
-        typer.echo(json.dumps(asdict(report) | {"passed": not report.problems}, indent=2))
+        echo_json(asdict(report) | {"passed": not report.problems}, indent=2)
     else:
         _print(report)
     if report.problems:
@@ -160,12 +160,12 @@ def _print(report: Report) -> None:
     limits.add_column("limit ms", justify="right")
     limits.add_column("")
     for limit in report.limits:
-        verdict = "[green]met[/green]" if limit.met else "[red]missed[/red]"
+        verdict = Text("met", "green") if limit.met else Text("missed", "red")
         limits.add_row(limit.name, f"{limit.measured_ms:.0f}", f"{limit.limit_ms:.0f}", verdict)
     stdout.print(limits)
     _print_missed(report.missed)
     if not report.problems:
-        stdout.print("[green]Every client got exactly what was meant for it, once, and nothing else.[/green]")
+        stdout.print("Every client got exactly what was meant for it, once, and nothing else.", style="green")
 
 
 def _print_missed(missed: Missed) -> None:
