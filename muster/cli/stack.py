@@ -94,7 +94,8 @@ def build(
     with progress() as shown:
         shown.step("Building the Lambda bundle")
         made = bundle.build(out, runtime=runtime, architecture=arch)
-    table = Table("file", Column("size", justify="right"), "sha256", box=None, pad_edge=False)
+    name, size = Column("file", overflow="fold"), Column("size", justify="right")
+    table = Table(name, size, "sha256", box=None, pad_edge=False)
     for path in (made.functions, made.layer):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         table.add_row(str(path), f"{path.stat().st_size / 1e6:.1f} MB", digest[:16])
