@@ -1,7 +1,6 @@
 """`muster demo`: the whole pipeline on this machine, with a verdict."""
 
 import asyncio
-import resource
 import signal
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
@@ -69,8 +68,9 @@ class _Interrupts:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+            number = getattr(signal, name, None)
+            if number and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 self._before[number] = signal.signal(number, self._interrupt)
         return self
 
@@ -129,6 +129,10 @@ def _temporary_stack(port: int, keep: bool, shown: Progress) -> Iterator[Outputs
 
 def _allow_many_sockets(wanted: int = 4096) -> None:
     """Raise how many files this process and the emulator it starts may open; macOS begins with 256."""
+    try:
+        import resource  # noqa: PLC0415 - not on Windows, which has no such limit
+    except ImportError:
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     enough = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < enough:

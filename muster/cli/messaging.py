@@ -20,6 +20,7 @@ from muster.cli.console import echo_json, stderr, stdout
 from muster.cli.options import OutputsOption, StateDirOption, resolve_outputs, seconds, url
 from muster.client import Client, Refused
 from muster.errors import MusterError
+from muster.faults import unserialisable
 from muster.tokens import DEFAULT_LIFETIME, TokenIssuer, issue_token
 
 app = typer.Typer()
@@ -36,18 +37,23 @@ class JsonObject(dict[str, Any]):
 
 def json_object(text: str) -> JsonObject:
     """Take a JSON object as text, from a file (`@file`) or from standard input (`-`)."""
+    document: str | bytes = text
     try:
         if text == "-":
-            text = sys.stdin.read()
+            document = sys.stdin.read()
         elif text.startswith("@"):
-            text = Path(text[1:]).read_text()
-        value = json.loads(text)
+            document = Path(text[1:]).read_bytes()  # JSON tells its encoding by its first bytes
+        value = json.loads(document)
     except OSError as error:
         raise typer.BadParameter(f"{text[1:]} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise typer.BadParameter(f"this is not JSON: {error}.") from error
+    except RecursionError as error:
+        raise typer.BadParameter("this nests too deep: flatten it.") from error
     if not isinstance(value, dict):
         raise typer.BadParameter('this is JSON, but not an object: write {"name": value}.')
+    if fault := unserialisable(value):
+        raise typer.BadParameter(f"{fault}.")
     return JsonObject(value)
 
 

@@ -88,10 +88,15 @@ def resolve_outputs(outputs: Path | None, state_dir: Path | None = None) -> Outp
     """Return the outputs that `--outputs` names, else the running local stack's, else raise OutputsError."""
     if outputs is not None:
         return Outputs.read(outputs)
-    local = Stack(state_dir).status().outputs
-    if local is None:
+    local = Stack(state_dir).status()
+    if local.outputs is not None:
+        return local.outputs
+    if local.phase == "ready":
         raise OutputsError(
-            "There is no stack to talk to: the local one is not up and no outputs were given.",
-            fix="Run `muster up`, or pass --outputs with what `terraform output -json` printed.",
+            "The local stack was brought up by another version of Muster.",
+            fix="Run `muster up`, which brings it up to date.",
         )
-    return local
+    raise OutputsError(
+        "There is no stack to talk to: the local one is not up and no outputs were given.",
+        fix="Run `muster up`, or pass --outputs with what `terraform output -json` printed.",
+    )

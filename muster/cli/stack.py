@@ -77,6 +77,8 @@ def status(state_dir: StateDirOption = None, as_json: JsonOption = False) -> Non
         stdout.print(f"The local stack is {now.phase} on {now.endpoint_url}{process}")
         if now.outputs:
             stdout.print(f"Clients connect to {now.outputs.websocket_url}")
+        elif now.phase == "ready":
+            stdout.print("Another version of Muster brought it up. `muster up` brings it up to date.")
     raise typer.Exit(0 if now.phase == "ready" else 1)
 
 

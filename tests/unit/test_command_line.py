@@ -1,8 +1,11 @@
 """The `muster` command as a whole: what it offers, and how it fails."""
 
 import errno
+import json
+import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,10 @@ import typer
 from muster import bundle, cli
 from muster.bundle import Bundle
 from muster.cli import console, messaging
+from muster.emulator import free_port
 from muster.errors import TerraformError
 from muster.stack import Stack
+from tests.unit.test_outputs import FLAT
 
 FOREIGN = "[/x] :secret: [dev] [red]"
 """Not Muster's text: a path, an ARN, an error of Terraform. Markup and emoji codes in it mean nothing."""
@@ -232,3 +237,71 @@ class TestFiles:
         err = capsys.readouterr().err
         assert f"Error: {sentence}\n" in err
         assert "Fix: " in err
+
+
+AS_ON_WINDOWS = """
+import importlib.abc, os, signal, sys
+
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in {"fcntl", "grp", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}:
+            raise ImportError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Missing())
+for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+    sys.modules.pop(name, None)
+for name in ("fork", "getpgid", "killpg", "setsid"):
+    delattr(os, name)
+for name in ("SIGHUP", "SIGKILL", "SIGQUIT"):
+    delattr(signal, name)
+
+from muster import Broadcaster, Client, MusterError, Outputs, Stack
+from muster.cli import main
+main()
+"""
+
+
+class TestWindows:
+    """Without what only POSIX systems have, all works but the local stack, which says so."""
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-c", AS_ON_WINDOWS, *arguments]
+        environment = {**os.environ, "AWS_MAX_ATTEMPTS": "1"}
+        done = subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
+        assert "Traceback" not in done.stderr
+        return done
+
+    @pytest.fixture
+    def outputs(self, tmp_path: Path) -> Path:
+        """A deployment whose endpoints refuse connections."""
+        path = tmp_path / "outputs.json"
+        endpoint = f"http://127.0.0.1:{free_port()}"
+        path.write_text(json.dumps({**FLAT, "endpoint_url": endpoint}))
+        return path
+
+    def test_help_and_status_work(self, tmp_path: Path) -> None:
+        assert self.run("--help").returncode == 0
+        status = self.run("status", "--state-dir", str(tmp_path))
+        assert (status.returncode, status.stdout[:23]) == (1, "The local stack is down")
+
+    @pytest.mark.parametrize("command", ["up", "demo"])
+    def test_the_local_stack_says_where_it_works(self, tmp_path: Path, command: str) -> None:
+        place = ["--state-dir", str(tmp_path)] if command == "up" else []
+        refused = self.run(command, *place)
+        assert refused.returncode == 1
+        assert "Error: The local stack needs Linux or macOS.\nFix: On Windows run it in WSL" in refused.stderr
+
+    def test_messages_reach_for_the_deployment(self, outputs: Path) -> None:
+        started = self.run("broadcast", "--to", "all", "--payload", "{}", "--outputs", str(outputs))
+        assert "Error: The broadcast cannot be started: Could not connect" in started.stderr
+        url = f"ws://127.0.0.1:{free_port()}"
+        for command in (["send", "{}"], ["listen"]):
+            refused = self.run(*command, "--token", "t", "--url", url)
+            assert refused.returncode == 1
+            assert refused.stderr.startswith("Error: ")
+
+    def test_a_token_needs_no_stack(self, outputs: Path) -> None:
+        refused = self.run("token", "ada", "--outputs", str(outputs))
+        assert (
+            "Error: This deployment verifies tokens with the keys of an identity provider" in refused.stderr
+        )
