@@ -302,13 +302,14 @@ class Wanderer:
         self.user = user
         self.got: list[str] = []
         self.duplicates = 0
+        self.position: str | None = None
         self.client: Client | None = None
         self._url = deployment.outputs.websocket_url
         self._token = deployment.token(user.user_id)
         self._listener: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
-        self.client = Client(self._url, self._token, resume_after=max(self.got, default=None), heartbeat=30)
+        self.client = Client(self._url, self._token, position=self.position, heartbeat=30)
         await self.client.__aenter__()
         self._listener = asyncio.create_task(self._listen(self.client))
 
@@ -318,6 +319,7 @@ class Wanderer:
             await client.close()
             await self._listener
             self.duplicates += client.duplicates
+            self.position = client.position
 
     def lose(self) -> None:
         """Lose the connection without a word; the client notices and comes back by itself."""
