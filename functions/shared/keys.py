@@ -41,8 +41,8 @@ class Source:
     """Keys that are read on demand, and kept while they cannot be read again.
 
     `read` returns the keys or raises `KeysUnavailable`. It runs in a thread, because neither urllib nor
-    botocore bounds the whole of a call, with its name resolution, and a function that times out loses the keys
-    that it has. The result of a read that takes too long is taken by a later call.
+    botocore bounds the whole of a call, name resolution included, and a function that times out loses its
+    keys. The result of a read that takes too long is taken by a later call.
     """
 
     def __init__(self, name: str, read: Callable[[], Keys], clock: Callable[[], float]) -> None:
@@ -144,8 +144,8 @@ class SharedSecret:
             ) from None
         if key != self._last and key.isascii() and (key != key.strip() or isinstance(parsed, str)):
             logger.warning(
-                "the JWT secret starts or ends with white space, a newline or quotation marks, which are part "
-                "of the key: if the issuer leaves them out, every token is refused for its signature"
+                "the JWT secret starts or ends with white space, a newline or quotation marks, which are "
+                "part of the key: if the issuer leaves them out, every token is refused for its signature"
             )
         self._last = key
         return lambda algorithm, key_id: key
@@ -185,6 +185,7 @@ class PublicKeys:
                 if key.get("alg") in (None, algorithm):
                     with suppress(jwt.PyJWTError):
                         made = jwt.PyJWK(key, algorithm)
+                        made.Algorithm.prepare_key(made.key)  # refuses a curve of another algorithm
                         usable.setdefault((key_id or None, algorithm), []).append(made)
         if not usable:
             allowed = ", ".join(self._algorithms)
@@ -194,7 +195,7 @@ class PublicKeys:
 
         def find(algorithm: str, key_id: str | None) -> jwt.PyJWK | None:
             found = usable.get((key_id, algorithm), [])
-            if not found and key_id in key_ids:
+            if key_id and not found and key_id in key_ids:
                 raise TokenRefused("algorithm")
             return found[0] if len(found) == 1 or (found and key_id) else None
 
