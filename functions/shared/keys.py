@@ -11,7 +11,7 @@ from typing import Any
 import jwt
 from botocore.exceptions import BotoCoreError, ClientError
 
-from functions.shared import USER_AGENT
+from functions import __version__
 from functions.shared.errors import KeysUnavailable, TokenRefused
 from functions.shared.telemetry import logger
 
@@ -158,7 +158,7 @@ class PublicKeys:
         """`algorithms` are those that tokens may be signed with; a key for any other is left out."""
         self._algorithms = algorithms
         # A firewall in front of a provider may refuse what urllib calls itself by default.
-        headers = {"User-Agent": USER_AGENT}
+        headers = {"User-Agent": f"muster/{__version__}"}
         self._client = jwt.PyJWKClient(url, cache_jwk_set=False, headers=headers, timeout=READ_SECONDS)
 
     def __call__(self) -> Keys:

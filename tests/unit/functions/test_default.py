@@ -14,6 +14,7 @@ from functions.shared.connections import Connections, Users, epoch, iso
 from functions.shared.errors import KeysUnavailable
 from functions.shared.messages import id_time, uuid7
 from functions.shared.settings import Permission
+from functions.shared.telemetry import metrics
 from functions.shared.tokens import Verifier
 from tests.schemas import conforming
 
@@ -420,14 +421,14 @@ def test_a_renewal_that_cannot_be_judged_is_the_servers_failure_and_not_a_refusa
 ) -> None:
     verifier = Mock(verify=Mock(side_effect=KeysUnavailable("https://id.example.org: down")))
     monkeypatch.setattr(default, "dependencies", lambda: replace(server.using, verifier=lambda: verifier))
-    default.metrics.clear_metrics()  # of tests that ask without the handler, which writes them
+    metrics.clear_metrics()  # of tests that ask without the handler, which writes them
     answer = default.handler(event({"action": "renew", "token": token()}), context)
     assert json.loads(answer["body"])["code"] == "internal"
-    line, metrics = logs()
+    line, counted = logs()
     assert (line["level"], line["message"]) == ("ERROR", "message failed")
     assert "https://id.example.org: down" in line["exception"]
-    assert metrics["ClientMessagesFailed"] == [1]
-    assert "ClientMessagesRefused" not in metrics
+    assert counted["ClientMessagesFailed"] == [1]
+    assert "ClientMessagesRefused" not in counted
 
 
 def test_an_inactive_user_renews_nothing(server: Server) -> None:

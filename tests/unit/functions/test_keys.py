@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.shared import USER_AGENT, keys
+from functions import __version__
+from functions.shared import keys
 from functions.shared.errors import KeysUnavailable, TokenRefused
 from functions.shared.keys import Keys, PublicKeys, SharedSecret, Source
 
@@ -253,7 +254,7 @@ def found(jwks: Jwks, algorithm: str, key_id: str | None, *configured: str) -> A
 
 def test_keys_are_asked_for_under_a_name_of_ones_own(jwks: Jwks) -> None:
     assert found(jwks, "RS256", "rsa").key_id == "rsa"
-    assert jwks.requests[0]["user-agent"] == USER_AGENT
+    assert jwks.requests[0]["user-agent"] == f"muster/{__version__}"
 
 
 def test_a_key_without_an_id_is_for_tokens_without_one(jwks: Jwks) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from functions import accept, connect, default, deliver, disconnect, offline
-from functions.shared import VERSION, clients
+from functions import __version__, accept, connect, default, deliver, disconnect, offline
+from functions.shared import clients
 from functions.shared.errors import SettingsError
 
 from .support import STATE_MACHINE, TOPIC
@@ -59,7 +59,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_the_functions_version_is_the_projects() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == VERSION
+    assert project["version"] == __version__
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
