@@ -16,7 +16,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jwt import exceptions
 
@@ -375,6 +375,7 @@ def test_a_hostile_token_is_verified_or_refused_and_shows_in_no_text(
 
 @properties
 @given(presented=hostile.filter(lambda text: text.isprintable()))
+@example(presented="00000000")
 def test_a_hostile_token_shows_in_no_answer_or_log_of_a_handshake_or_renewal(
     presented: str, verifiers: list[Verifier], logs: Logs
 ) -> None:
@@ -393,7 +394,9 @@ def test_a_hostile_token_shows_in_no_answer_or_log_of_a_handshake_or_renewal(
         renewing.connections.touch.return_value = connection
         frame = json.dumps({"action": "renew", "token": presented})
         assert not leaks(presented, json.dumps(default.respond(frame, "c1=", renewing)))
-    written = [{name: value for name, value in line.items() if name != "userId"} for line in logs()]
+    # A user's id may be text of any kind, and the function's ARN is not the token's, even where the two agree.
+    others = ("userId", "function_arn")
+    written = [{name: value for name, value in line.items() if name not in others} for line in logs()]
     assert not leaks(presented, json.dumps(written))
 
 
