@@ -394,7 +394,7 @@ def test_a_hostile_token_shows_in_no_answer_or_log_of_a_handshake_or_renewal(
         renewing.connections.touch.return_value = connection
         frame = json.dumps({"action": "renew", "token": presented})
         assert not leaks(presented, json.dumps(default.respond(frame, "c1=", renewing)))
-    # A user's id may be text of any kind, and the function's ARN is not the token's, even where the two agree.
+    # Neither a user's id nor the account in the function's ARN is the token's, even where the two agree.
     others = ("userId", "function_arn")
     written = [{name: value for name, value in line.items() if name not in others} for line in logs()]
     assert not leaks(presented, json.dumps(written))
