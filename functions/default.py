@@ -119,13 +119,14 @@ def respond(text: str, connection_id: str, using: Dependencies) -> Message:
         validate(f"client-{name.replace('_', '-')}", frame)
         connection = using.connections.touch(connection_id, time.time())
         return ACTIONS[name](frame, connection, using) | {"replyTo": reply_to}
-    except errors.MusterError as refusal:
-        metrics.add_metric("ClientMessagesRefused", "Count", 1)
-        logger.warning("message refused", extra={"code": refusal.code, "reason": str(refusal)})
-        return errors.reply(refusal, reply_to)
     except Exception as error:
-        metrics.add_metric("ClientMessagesFailed", "Count", 1)
-        logger.exception("message failed")
+        # `internal` is the server's own failure, even where it has a class, such as keys that cannot be read.
+        if isinstance(error, errors.MusterError) and error.code != errors.MusterError.code:
+            metrics.add_metric("ClientMessagesRefused", "Count", 1)
+            logger.warning("message refused", extra={"code": error.code, "reason": str(error)})
+        else:
+            metrics.add_metric("ClientMessagesFailed", "Count", 1)
+            logger.exception("message failed")
         return errors.reply(error, reply_to)
 
 

@@ -33,6 +33,16 @@ locals {
         threshold  = 5
         minutes    = 5
       }
+      # Keys are read every five minutes and, when that fails, every half one: by now it has failed ten times.
+      stale-keys = {
+        summary    = "The keys that verify tokens cannot be read; a new function instance has none."
+        namespace  = local.metrics_namespace
+        metric     = "StaleKeyAge"
+        dimensions = local.metric_dimensions.muster
+        statistic  = "Maximum"
+        threshold  = 600
+        minutes    = 5
+      }
       messages-failed = {
         summary    = "Messages of clients, alerts among them, are answered with an error of the server."
         namespace  = local.metrics_namespace

@@ -353,8 +353,13 @@ variable "roles" {
 variable "jwt" {
   description = <<-EOT
     How a client's token is verified. HS256, HS384 and HS512 use a shared secret of Secrets Manager: `secret`, with its
-    ARN and the customer managed key that encrypts it, if one does, or else one that this module creates. RS256, RS384,
-    RS512, ES256, ES384 and ES512 use the public keys at jwks_url.
+    ARN and the customer managed key that encrypts it, if one does, or else one that this module creates. Its value is the
+    key itself and nothing else: the text as it is, or the bytes of a binary secret. JSON, such as {"key": "..."}, fails
+    every handshake with an error that says so; white space, a newline or quotation marks around the key are part of it,
+    with a warning in the log. RS256, RS384, RS512, ES256, ES384 and ES512 use the public keys at jwks_url, without
+    following redirects: those with use "sig" or none, for the algorithms named. A token without a kid is verified by
+    the only key without one.
+    Both are read every five minutes. While they cannot be read, the last ones are used for at most 24 hours.
     The two families never mix: a verifier that takes both can be fooled into using a public key as a secret.
   EOT
   type = object({
@@ -417,8 +422,8 @@ variable "jwt" {
   }
 
   validation {
-    condition     = var.jwt.jwks_url == null || can(regex("^(https://[^/\\s]+|http://127\\.0\\.0\\.1(:\\d+)?)(/\\S*)?$", var.jwt.jwks_url))
-    error_message = "jwt.jwks_url must start with https:// (http:// for 127.0.0.1 only)."
+    condition     = var.jwt.jwks_url == null || can(regex("^(https://[^/@\\s]+|http://127\\.0\\.0\\.1(:\\d+)?)(/\\S*)?$", var.jwt.jwks_url))
+    error_message = "jwt.jwks_url must start with https:// (http:// for 127.0.0.1 only), and hold no user name or password."
   }
 }
 

@@ -45,7 +45,7 @@ run "aws" {
       ]) == toset(concat(
       [
         "broadcasts-failed", "partitions-unreached", "offline-failed", "connections-failed", "connections-refused",
-        "messages-failed", "gateway-errors", "client-errors", "broadcasts-slow", "undelivered", "offline-queue-age", "dead-letters", "undeliverable",
+        "messages-failed", "stale-keys", "gateway-errors", "client-errors", "broadcasts-slow", "undelivered", "offline-queue-age", "dead-letters", "undeliverable",
         "fanout-failures", "fanout-timeouts", "broadcast-throttled", "fanout-throttled",
       ],
       [for pair in setproduct(["accept", "connect", "default", "deliver", "offline"], ["errors", "throttles"]) : join("-", pair)],

@@ -324,6 +324,16 @@ run "jwt_plain_http" {
   expect_failures = [var.jwt]
 }
 
+run "jwt_keys_with_a_password" {
+  command = plan
+
+  variables {
+    jwt = { algorithms = ["RS256"], jwks_url = "https://user:password@id.example.org/jwks.json" }
+  }
+
+  expect_failures = [var.jwt]
+}
+
 run "jwt_disguised_loopback" {
   command = plan
 

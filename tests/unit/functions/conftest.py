@@ -1,7 +1,7 @@
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from functions.shared import gateway
 from functions.shared.telemetry import logger, metrics
 
 from .aws import DynamoDB, Sns, StepFunctions
+from .jwks import Jwks
 from .support import Context
 
 Logs = Callable[[], list[dict[str, Any]]]
@@ -32,6 +33,12 @@ def stepfunctions() -> StepFunctions:
 @pytest.fixture
 def sns() -> Sns:
     return Sns()
+
+
+@pytest.fixture
+def jwks() -> Iterator[Jwks]:
+    with Jwks.serving() as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import example, given
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 from functions import default
 from functions.shared import broadcasts, messages, settings
 from functions.shared.connections import Connections, Users, epoch, iso
+from functions.shared.errors import KeysUnavailable
 from functions.shared.messages import id_time, uuid7
 from functions.shared.settings import Permission
+from functions.shared.telemetry import metrics
 from functions.shared.tokens import Verifier
 from tests.schemas import conforming
 
@@ -411,6 +414,21 @@ def test_a_renewal_with_a_token_that_does_not_hold_changes_nothing(
     assert answer["code"] == code
     assert server.dynamodb.rows("connections")[0]["ttl"] == LATER
     assert not leaks(presented, json.dumps([answer, logs()]))
+
+
+def test_a_renewal_that_cannot_be_judged_is_the_servers_failure_and_not_a_refusal(
+    server: Server, monkeypatch: pytest.MonkeyPatch, context: Context, logs: Logs
+) -> None:
+    verifier = Mock(verify=Mock(side_effect=KeysUnavailable("https://id.example.org: down")))
+    monkeypatch.setattr(default, "dependencies", lambda: replace(server.using, verifier=lambda: verifier))
+    metrics.clear_metrics()  # of tests that ask without the handler, which writes them
+    answer = default.handler(event({"action": "renew", "token": token()}), context)
+    assert json.loads(answer["body"])["code"] == "internal"
+    line, counted = logs()
+    assert (line["level"], line["message"]) == ("ERROR", "message failed")
+    assert "https://id.example.org: down" in line["exception"]
+    assert counted["ClientMessagesFailed"] == [1]
+    assert "ClientMessagesRefused" not in counted
 
 
 def test_an_inactive_user_renews_nothing(server: Server) -> None:
