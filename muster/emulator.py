@@ -123,7 +123,7 @@ def start(port: int, *, log: Path, folder: Path) -> Process:
     }
     with log.open("wb") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", "ministack.app"],
+            [sys.executable, "-m", "muster.embedded"],
             env=environment,
             cwd=folder,
             stdin=subprocess.DEVNULL,
