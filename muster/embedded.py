@@ -286,17 +286,25 @@ class _Logged:
 
 
 class _Buffer(ws_stream.WebsocketBuffer):
-    """A socket's incoming message, with API Gateway's limits. Bytes are counted, not characters."""
+    """A socket's incoming message, with API Gateway's limits, which count bytes.
+
+    Hypercorn answers the error with 1009. What arrives after it is dropped here: Hypercorn reads no further
+    at a second error, and would never see that the client closes.
+    """
 
     def __init__(self, max_length: int) -> None:
         super().__init__(max_length)
         self._frame = self._message = 0
+        self._exceeded = False
 
     def extend(self, event: Any) -> None:
+        if self._exceeded:
+            return
         data = event.data.encode() if isinstance(event.data, str) else event.data
         self._frame += len(data)
         self._message += len(data)
         if self._frame > MAX_FRAME_BYTES or self._message > MAX_MESSAGE_BYTES:
+            self._exceeded = True
             raise ws_stream.FrameTooLargeError
         if event.frame_finished:
             self._frame = 0
@@ -305,6 +313,9 @@ class _Buffer(ws_stream.WebsocketBuffer):
     def clear(self) -> None:
         super().clear()
         self._message = 0
+
+    def to_message(self) -> dict[str, Any]:
+        return {"type": "websocket.dropped"} if self._exceeded else super().to_message()
 
 
 def _failure(status: int, message: str, connection_id: str, request_id: str) -> Event:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.util import find_spec
@@ -95,8 +96,11 @@ def require_free(port: int) -> None:
             ) from error
 
 
-def start(port: int, *, log: Path, folder: Path) -> Process:
-    """Start the emulator and return at once. Its temporary files stay in `folder`."""
+def start(port: int, *, log: Path, folder: Path, settings: Mapping[str, str] | None = None) -> Process:
+    """Start the emulator and return at once. Its temporary files stay in `folder`.
+
+    `settings` are environment variables of `muster.embedded`, such as MUSTER_LOG_DIR.
+    """
     if find_spec("ministack") is None:
         raise StackError("The embedded emulator is not installed.", fix="pip install 'muster[local]'")
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,6 +124,7 @@ def start(port: int, *, log: Path, folder: Path) -> Process:
         "DOCKER_HOST": f"unix://{folder / 'no-docker.sock'}",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
+        **(settings or {}),
     }
     with log.open("wb") as output:
         child = subprocess.Popen(
