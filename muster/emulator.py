@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.util import find_spec
@@ -41,7 +41,7 @@ _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "
 
 _PROC = Path("/proc")  # Linux; macOS has none
 
-_MODULE = "ministack.app"
+_MODULE = "muster.embedded"
 _LAUNCHER = """\
 import os, sys
 if os.read(0, 1):
@@ -111,10 +111,18 @@ def require_free(port: int) -> None:
             ) from error
 
 
-def start(port: int, *, log: Path, folder: Path, record: Callable[[Process], object]) -> Process:
+def start(
+    port: int,
+    *,
+    log: Path,
+    folder: Path,
+    record: Callable[[Process], object],
+    settings: Mapping[str, str] | None = None,
+) -> Process:
     """Start the emulator and return at once. Its temporary files stay in `folder`.
 
     `record` gets the process before the emulator runs; when it raises or is interrupted, nothing is left.
+    `settings` are environment variables of `muster.embedded`, such as MUSTER_LOG_DIR.
     """
     if find_spec("ministack") is None:
         raise StackError("The embedded emulator is not installed.", fix="pip install 'muster[local]'")
@@ -139,6 +147,7 @@ def start(port: int, *, log: Path, folder: Path, record: Callable[[Process], obj
         "DOCKER_HOST": f"unix://{folder / 'no-docker.sock'}",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
+        **(settings or {}),
     }
     with log.open("wb") as output:
         child = subprocess.Popen(

@@ -7,6 +7,7 @@ Everything it has on disk is in one state directory:
     bundle/ source/          what Terraform deploys, and the copy of the module it deploys from
     terraform.tfstate ...    Terraform's state and data: those in terraform/ belong to the user's AWS work
     emulator.log tmp/        the emulator's output and its temporary files
+    logs/                    what each function printed, in a file of its name
 
 The emulator keeps AWS in memory, so a stack interrupted before it was usable is thrown away and begun afresh.
 """
@@ -37,8 +38,9 @@ Phase = Literal["down", "starting", "ready", "destroying"]
 _LOCK = "stack.lock"
 _RECORD = "stack.json"
 _LOG = "emulator.log"
+_FUNCTION_LOGS = "logs"
 _CONTENTS = (
-    *(_RECORD, f"{_RECORD}.partial", "variables.tfvars.json", "bundle", "source", _LOG, "tmp"),
+    *(_RECORD, f"{_RECORD}.partial", "variables.tfvars.json", "bundle", "source", _LOG, _FUNCTION_LOGS, "tmp"),
     *("terraform.tfstate", "terraform.tfstate.backup", ".terraform.tfstate.lock.info", "terraform-data"),
 )
 # Fewer at once than on AWS, where Lambdas do not share the cores of one machine.
@@ -133,7 +135,7 @@ class Stack:
                 failed = self._read()
                 if failed.process:
                     self._progress.step("Stopping the emulator again")
-                    self._stop_and_clean(failed, keep=(_LOG,))
+                    self._stop_and_clean(failed, keep=(_LOG, _FUNCTION_LOGS))
                 raise
 
     def down(self) -> bool:
@@ -178,6 +180,7 @@ class Stack:
             log=self.log_file,
             folder=self.state_dir / "tmp",
             record=lambda process: self._write(replace(starting, process=process)),
+            settings={"MUSTER_LOG_DIR": str(self.state_dir / _FUNCTION_LOGS)},
         )
         return replace(starting, process=process)
 

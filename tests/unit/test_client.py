@@ -21,7 +21,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from functions.shared.tokens import KEY_LIFETIME_SECONDS
+from functions.shared.keys import KEY_LIFETIME_SECONDS
 from muster import client as client_module
 from muster.client import (
     Client,

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,15 @@ class Emulators:
         self.children: list[subprocess.Popen[bytes]] = []
         self.answers = True
 
-    def start(self, port: int, *, log: Path, folder: Path, record: Callable[[Process], object]) -> Process:
+    def start(
+        self,
+        port: int,
+        *,
+        log: Path,
+        folder: Path,
+        record: Callable[[Process], object],
+        settings: Mapping[str, str],
+    ) -> Process:
         folder.mkdir()
         log.write_text("the emulator's log")
         program = [sys.executable, "-c", "import time; time.sleep(60)"]
