@@ -40,7 +40,16 @@ _RECORD = "stack.json"
 _LOG = "emulator.log"
 _FUNCTION_LOGS = "logs"
 _CONTENTS = (
-    *(_RECORD, f"{_RECORD}.partial", "variables.tfvars.json", "bundle", "source", _LOG, _FUNCTION_LOGS, "tmp"),
+    *(
+        _RECORD,
+        f"{_RECORD}.partial",
+        "variables.tfvars.json",
+        "bundle",
+        "source",
+        _LOG,
+        _FUNCTION_LOGS,
+        "tmp",
+    ),
     *("terraform.tfstate", "terraform.tfstate.backup", ".terraform.tfstate.lock.info", "terraform-data"),
 )
 # Fewer at once than on AWS, where Lambdas do not share the cores of one machine.

@@ -115,7 +115,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
             folder = tmp_path_factory.mktemp("emulator")
             port = emulator.free_port()
             settings["MUSTER_LOG_DIR"] = str(folder / "logs")
-            process = emulator.start(port, log=folder / "log", folder=folder / "tmp", record=print, settings=settings)
+            process = emulator.start(
+                port, log=folder / "log", folder=folder / "tmp", record=print, settings=settings
+            )
             running.callback(emulator.stop, process)
             endpoint = f"http://{emulator.HOST}:{port}"
             emulator.wait_until_healthy(process, endpoint, log=folder / "log")
