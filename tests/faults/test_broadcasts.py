@@ -226,7 +226,7 @@ class Broadcasts(RuleBasedStateMachine):
 
 
 def test_nobody_is_lost_whatever_fails(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "POST_TIMEOUT_SECONDS", 0.15)
+    shorten_timeouts(monkeypatch, 0.15)
     make: Any = seed(SEED)(lambda: Broadcasts(proxy))
 
     run_state_machine_as_test(

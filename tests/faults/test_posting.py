@@ -196,7 +196,7 @@ def test_connection_that_never_answers_delays_no_other(
 ) -> None:
     """The 99th percentile of the others' completion, measured at the proxy, over rounds taken in turns."""
     timeout = 0.8
-    monkeypatch.setattr(gateway, "POST_TIMEOUT_SECONDS", timeout)
+    shorten_timeouts(monkeypatch, timeout)
     carrier = make_gateway(proxy.endpoint, concurrency=64)
     post(proxy, recipients(100), gateway=carrier)  # connections are opened
 

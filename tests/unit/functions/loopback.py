@@ -192,7 +192,7 @@ def gateway_to(url: str, concurrency: int = 8, session: Session | None = None) -
         yield opened
     finally:
         wires = opened._wires
-        for _, wire in list(wires._idle):
+        for wire in list(wires._watched):
             wires.drop(wire)
         wires._selector.close()
         wires._resolver.shutdown()

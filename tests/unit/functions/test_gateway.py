@@ -37,7 +37,7 @@ from .loopback import (
     gateway_to,
     scripted,
 )
-from .support import Keys, properties
+from .support import Keys, properties, shorten_timeouts
 
 BODY = '{"type":"alert","payload":{"text":"é🌍"}}'.encode()
 LONG = 20.0
@@ -68,7 +68,7 @@ def outcomes(posted: Posted) -> dict[str, str]:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits long for an answer."""
-    monkeypatch.setattr(gateway, "POST_TIMEOUT_SECONDS", 0.1)
+    shorten_timeouts(monkeypatch, 0.1)
 
 
 # What arrives
@@ -500,7 +500,7 @@ def test_a_resolver_that_is_slow_leaves_a_post_all_its_time(monkeypatch: pytest.
         return OK
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    monkeypatch.setattr(gateway, "POST_TIMEOUT_SECONDS", 0.4)
+    shorten_timeouts(monkeypatch, 0.4)
     with Endpoint(late) as endpoint:
         posted = post(endpoint.url, old("c1"))
     assert (outcomes(posted), posted.retries) == ({"c1": "delivered"}, 0)
