@@ -1,4 +1,4 @@
-"""Offline: hand the users whom a page of a broadcast did not reach to SNS, and delete the rows of the gone."""
+"""Offline: hand the users whom a page of a broadcast did not reach to SNS, and delete rows of the gone."""
 
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:
 
 
 def hand_over(batch: dict[str, Any], using: Dependencies) -> HandedOver:
-    """Publish the users of an `offline-batch`, then delete the rows of those of its connections that are gone.
+    """Publish the users of an `offline-batch`, then delete the rows of its connections that are gone.
 
     In this order, because a fan-out that dies in between is run again, and finds by the rows whom to hand
     over. Deliver reports as gone only what is: past its handshake and 410 twice. A row that cannot be deleted

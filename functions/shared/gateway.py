@@ -57,9 +57,9 @@ and with it the partition's next page, waits for the last of its posts."""
 SLOW_SECONDS = 1.0
 SLOW_TIMEOUT_SECONDS = 10.0
 """A post is slow when it has no answer after SLOW_SECONDS. When at least CROWD are slow, and more than were
-answered in time since the oldest of them was sent, the endpoint is slow for everybody. To repeat their posts
-would add to its load, and most have arrived. So the batch's time-out grows: two of them still fit into the
-time of an invocation."""
+answered in time since the oldest of them was first sent, the endpoint is slow for everybody. To repeat their
+posts would add to its load, and most have arrived. So the batch's time-out grows: two of them still fit into
+the time of an invocation."""
 
 REVIEW_SECONDS = 0.1
 """How often the posts that wait for a slow answer are looked at."""
@@ -172,8 +172,8 @@ class _Post:
     needs_new_wire: bool = False
     replaced: bool = False
     throttled_since: float | None = None
-    sent: float = 0.0
-    balance: int = 0
+    sent: float = 0.0  # the last time
+    balance: int = 0  # of the batch, when it was sent for the first time
     outcome: Outcome = "failed"
 
 
@@ -252,7 +252,8 @@ class _Batch:
                 return
             self._sent += 1
             post.sent = now = time.monotonic()  # the name may have taken a while to resolve
-            post.balance = self._balance
+            if not post.attempts:
+                post.balance = self._balance
             self._flying[wire] = self._ready.popleft()
             self._start(wire, post)
 
