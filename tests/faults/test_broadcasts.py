@@ -511,7 +511,7 @@ def test_spurious_410_in_a_hundred_posts_costs_no_live_client_its_row(
 def test_unreadable_rows_fail_alone_and_their_users_are_handed_over(crowd: Crowd) -> None:
     rows = crowd.machines.rows()
     row = {**rows[crowd.connections[0]]}
-    odd = {
+    odd: dict[str, Json] = {
         "no-time": {"connectedAt": None},
         "number": {"connectedAt": 1795421402},
         "words": {"connectedAt": "yesterday"},
