@@ -285,7 +285,8 @@ class _Batch:
         now = self._settle(post, status)
         self._balance += 1 if now - post.sent < SLOW_SECONDS else -1
         self._answered = True
-        self._trusts_kept |= wire.kept
+        if wire.kept:
+            self._trusts_kept = True
         self._wires.give_back(wire)
 
     def _lose(self, wire: Wire) -> None:

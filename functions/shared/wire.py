@@ -65,7 +65,8 @@ class Wire:
     def start(self, request: bytes) -> None:
         """Send a request, or as much of it as the socket takes now. The wire must be idle."""
         self._unsent, self._received = request, b""
-        self.answering, self.status, self.reusable = False, None, False
+        self.answering = self.reusable = False
+        self.status = None
         if self._open:
             self._send()
 
