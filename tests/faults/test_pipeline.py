@@ -34,9 +34,10 @@ from tests.faults.proxy import (
     THROTTLED,
     UNAVAILABLE,
     FaultProxy,
+    Post,
     Script,
 )
-from tests.faults.support import answer_of
+from tests.faults.support import outcome_of
 from tests.integration.variants import Variants
 from tests.waiting import until
 
@@ -349,12 +350,12 @@ async def _wander(people: list[Wanderer], rng: random.Random) -> None:
 
 
 def _answered(relay: FaultProxy, message_id: str) -> tuple[int, int, int]:
-    """How many connections were delivered, gone and failed, by the last answer to each."""
-    last: dict[str, Outcome] = {}
+    """How many connections were delivered, gone and failed, by the answers to each."""
+    posts: dict[str, list[Post]] = {}
     for post in relay.posts:
         if json.loads(post.body)["id"] == message_id:
-            last[post.connection_id] = answer_of(relay, post.number)
-    outcomes = Counter(last.values())
+            posts.setdefault(post.connection_id, []).append(post)
+    outcomes: Counter[Outcome] = Counter(map(outcome_of, posts.values()))
     return outcomes["delivered"], outcomes["gone"], outcomes["failed"]
 
 

@@ -208,11 +208,11 @@ def test_gone_connections_are_counted_forgotten_and_handed_over(
 
     receipt = deployment.broadcast({"shelters": [shelter]})
 
-    assert (receipt["audience"], receipt["gone"], receipt["offline"]) == (4, 4, 2)
+    assert (receipt["gone"], receipt["failed"], receipt["offline"]) == (3, 1, 2)
     assert [deployment.connection(connection_id) for connection_id in closed] == [None] * 3
     assert deployment.connection(in_handshake) is not None
-    notifications = deployment.notifications(receipt["id"], "gone")
-    assert users_of(notifications) == sorted([gone.user_id, opening.user_id])
+    assert users_of(deployment.notifications(receipt["id"], "gone")) == [gone.user_id]
+    assert users_of(deployment.notifications(receipt["id"], "failed")) == [opening.user_id]
 
 
 @pytest.mark.parametrize("scope", ["shelter", "role", "all"])

@@ -49,7 +49,7 @@ def context() -> Context:
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gateway's pauses between attempts are a thousandth of what they are."""
-    for pause in ("FIRST_BACKOFF_SECONDS", "LONGEST_BACKOFF_SECONDS"):
+    for pause in ("FIRST_BACKOFF_SECONDS", "LONGEST_BACKOFF_SECONDS", "GONE_AGAIN_SECONDS"):
         monkeypatch.setattr(gateway, pause, getattr(gateway, pause) / 1000)
 
 
