@@ -36,9 +36,8 @@ def taken(inbox: Inbox) -> list[int]:
 
 
 def test_the_position_is_the_time_of_the_connection_until_a_resume_brings_something() -> None:
-    inbox = Inbox(None)
-    assert inbox.position is None
-    inbox.begin(iso(CONNECTED))
+    assert Inbox(None).position is None
+    inbox = opened()
     first = inbox.position
     assert first is not None
     assert message(-1)["id"] < first <= message(0)["id"]
@@ -99,7 +98,7 @@ class World:
         self.inbox = opened()
 
     def send(self, arrives: bool) -> None:
-        self.sent.append(message(len(self.sent)))
+        self.sent.append(message(len(self.sent) + 1))
         if arrives:
             self.inbox.post(self.sent[-1])
 
