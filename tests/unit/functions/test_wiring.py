@@ -2,14 +2,13 @@ import json
 import random
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from functions import __version__, accept, connect, default, deliver, disconnect, offline
+from functions import accept, connect, default, deliver, disconnect, offline
 from functions.shared import clients
 from functions.shared.errors import SettingsError
 
@@ -55,11 +54,6 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for cached in kept:
         cached.cache_clear()
-
-
-def test_the_functions_version_is_the_projects() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == __version__
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
