@@ -458,7 +458,7 @@ class Scene:
         await until(lambda: not self.gateway.open)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEP, max_size=25), end=END)
 def test_any_interleaving_loses_nothing_repeats_nothing_and_ends(steps: Sequence[str], end: str) -> None:
     async def play() -> None:
