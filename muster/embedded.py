@@ -11,6 +11,7 @@ missing or takes other parameters. Each difference ends when a MiniStack release
     PostToConnection refuses more than 128 KB with 413                      API Gateway WebSocket quotas
     connection ids end with `=`                                             PostToConnection
     the output of functions called from sockets reaches CloudWatch Logs     Lambda logs
+    the server closes no idle HTTP connection before its client does        (see `_Config`)
 
     on request, by an environment variable
     MUSTER_EMULATED_IDLE_SECONDS       closes a socket without messages for so long (AWS: 600)
@@ -38,6 +39,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from hypercorn import config
 from hypercorn.protocol import ws_stream
 from ministack import app
 from ministack.core import lambda_runtime
@@ -220,6 +222,7 @@ def install(
     apigateway.new_uuid = new_uuid
     lambda_runtime.get_or_create_worker = lambda *arguments, **options: _Logged(worker(*arguments, **options))
     lambda_svc._emit_lambda_logs = emit_lambda_logs
+    config.Config = _Config  # type: ignore[misc]  # MiniStack looks it up when it starts to serve
     ws_stream.WebsocketBuffer = _Buffer  # type: ignore[misc]  # the class is looked up when a socket opens
 
 
@@ -283,6 +286,23 @@ class _Logged:
         log = "\n".join(line for line in lines if line)
         lambda_svc._emit_lambda_logs(self._worker.config, request_id, log, failed, spent)
         return {"status": "ok", "result": Crash(statusCode=502)} if failed else result
+
+
+class _Config(config.Config):
+    """Hypercorn's settings, which keep an idle connection for longer than any client does.
+
+    Hypercorn may process a request that arrives just when it closes an idle connection, and never answer.
+    MiniStack sets 75 s, and Terraform's AWS provider keeps its connections for 90 s: it repeats what had
+    succeeded, and fails ("already exists", "does not exist").
+    """
+
+    @property
+    def keep_alive_timeout(self) -> float:
+        return 3600.0
+
+    @keep_alive_timeout.setter
+    def keep_alive_timeout(self, seconds: float) -> None:
+        """Ignore what MiniStack sets."""
 
 
 class _Buffer(ws_stream.WebsocketBuffer):
