@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from functions.shared import messages
+
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "cost.md"
 PRICES = json.loads(Path(__file__).with_name("prices.json").read_text())
@@ -48,7 +50,7 @@ TRACED = 0.05
 ROW_BYTES = 5 * 250
 
 # Held to the plan by tests/contract/test_monitoring.py.
-METRICS, ALARM_METRICS = 18, 29
+METRICS, ALARM_METRICS = 19, 32
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ def monthly(use: Use) -> dict[str, float]:
     )
     stored = (use.people * ROW_BYTES + use.broadcasts * DAYS * 1024) / GB
     logs = invocations * LOG_BYTES / GB
-    sent = (use.heartbeats * 2 * REPLY_BYTES + use.reached * MESSAGE_BYTES) / GB
+    again = 1 + use.broadcasts * messages.RESUME_OVERLAP_SECONDS / 86_400
+    replies = use.heartbeats * (2 * REPLY_BYTES + again * MESSAGE_BYTES)
+    sent = (replies + use.reached * MESSAGE_BYTES) / GB
     audience = use.people * use.hours / 24
     return {
         "connection minutes": use.minutes * price["api_gateway_connection_minute"],

@@ -81,7 +81,8 @@ def running(cpu: int) -> Iterator[Stub]:
             port=port,
             affinity=f"{1 << cpu:b}",
             load=f"load_module {_ECHO_MODULE};" if echo else "",
-            slow="location /slow/ { echo_sleep 0.015; echo -n ''; }" if echo else "",
+            # "return" frames its answer by Content-Length, as API Gateway does; "echo" would send chunks.
+            slow="location /slow/ { echo_sleep 0.015; echo_exec /live; }" if echo else "",
         )
         (folder / "nginx.conf").write_text(configuration)
         process = subprocess.Popen([nginx, "-p", name, "-c", "nginx.conf"], stderr=subprocess.DEVNULL)

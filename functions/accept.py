@@ -62,6 +62,7 @@ def accept(request: Any, execution: Execution, using: settings.Accept) -> dict[s
         "messageId": request.get("id", identifier),
         "type": request["type"],
         "envelope": envelope,
+        "digest": messages.digest(request),
         "offline": request.get("offline", "fallback"),
         "expiresAt": int(execution.started_at) + using.message_retention_seconds,
         "audiences": audiences.audience_keys(target),

@@ -125,14 +125,16 @@ def respond(text: str, connection_id: str, using: Dependencies) -> tuple[Message
             authorise(name, connection.role, using.settings.roles)
         validate(f"client-{name.replace('_', '-')}", frame)
         return ACTIONS[name](frame, connection, using) | {"replyTo": reply_to}, False
-    except errors.MusterError as refusal:
-        metrics.add_metric("ClientMessagesRefused", "Count", 1)
-        logger.warning("message refused", extra={"code": refusal.code, "reason": str(refusal)})
-        return errors.reply(refusal, reply_to), refusal.closes
     except Exception as error:
-        metrics.add_metric("ClientMessagesFailed", "Count", 1)
-        logger.exception("message failed")
-        return errors.reply(error, reply_to), False
+        # `internal` is the server's own failure, even where it has a class, such as keys that cannot be read.
+        refusal = error if isinstance(error, errors.MusterError) else errors.MusterError()
+        if refusal.code != errors.MusterError.code:
+            metrics.add_metric("ClientMessagesRefused", "Count", 1)
+            logger.warning("message refused", extra={"code": refusal.code, "reason": str(refusal)})
+        else:
+            metrics.add_metric("ClientMessagesFailed", "Count", 1)
+            logger.exception("message failed")
+        return errors.reply(refusal, reply_to), refusal.closes
 
 
 def ping(frame: Message, connection: Connection, using: Dependencies) -> Message:

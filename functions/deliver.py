@@ -45,10 +45,33 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
 
 
 def deliver(batch: dict[str, Any], deadline: float, gateway: Gateway) -> Posted:
-    """Post to every connection of a `delivery-batch`."""
-    recipients = [Recipient.parse(row) for row in batch["connections"]]
+    """Post to every connection of a `delivery-batch`.
+
+    A row that does not hold what `$connect` stores ends as failed, after all others, and is logged. Its
+    recipient has no user id if the row has none.
+    """
+    recipients: list[Recipient] = []
+    unreadable: list[tuple[Recipient, str]] = []
+    for row in batch["connections"]:
+        try:
+            recipients.append(Recipient.parse(row))
+        except ValueError as error:
+            user_id = row.get("userId")
+            unreadable.append(
+                (Recipient(row["connectionId"], user_id if isinstance(user_id, str) else "", 0), str(error))
+            )
+    if unreadable:
+        logger.error(
+            "rows of the connections table cannot be read",
+            extra={
+                "messageId": batch["messageId"],
+                "rows": {who.connection_id: problem for who, problem in unreadable},
+            },
+        )
     pace = Pace(**batch["pace"]) if "pace" in batch else None
-    return gateway.post(recipients, batch["envelope"].encode(), deadline, pace)
+    posted = gateway.post(recipients, batch["envelope"].encode(), deadline, pace)
+    posted.outcomes += [(who, "failed") for who, _ in unreadable]
+    return posted
 
 
 def summarise(posted: Posted) -> dict[str, Any]:
@@ -59,7 +82,8 @@ def summarise(posted: Posted) -> dict[str, Any]:
         "failed": posted.count("failed"),
         "retries": posted.retries,
         "undelivered": [
-            {"connectionId": who.connection_id, "userId": who.user_id, "reason": outcome}
+            {"connectionId": who.connection_id, "reason": outcome}
+            | ({"userId": who.user_id} if who.user_id else {})
             for who, outcome in posted.outcomes
             if outcome != "delivered"
         ],

@@ -9,6 +9,7 @@ What it raises:
     MusterError
     └── BroadcastError              also by itself: Step Functions cannot be called
         ├── InvalidName             the name breaks the rules of Step Functions; also a ValueError
+        ├── InvalidRequest          the request holds what JSON cannot, such as NaN; also a ValueError
         ├── IdempotencyConflict     the name was used for a different broadcast
         ├── BroadcastFailed         the execution ended without a receipt; carries error, cause and execution
         │   └── InvalidBroadcast    the request was refused; carries every fault
@@ -18,17 +19,21 @@ What it raises:
 from __future__ import annotations
 
 import json
+import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Self
+from decimal import Decimal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from uuid import uuid4
 
 from muster.errors import MusterError
-from muster.faults import parse_faults
+from muster.faults import json_text, parse_faults
 
 if TYPE_CHECKING:
     from muster.outputs import Outputs
@@ -43,10 +48,19 @@ ARN = re.compile(r"arn:[a-z-]+:states:[a-z0-9-]+:\d{12}:stateMachine:[A-Za-z0-9_
 """A state machine's. [StartExecution]"""
 
 POLL_SECONDS = (0.1, 1.0)
-"""The first and the longest pause between two looks at an execution."""
+"""The first and the longest pause between two looks at a young execution."""
+
+YOUNG_SECONDS = 10.0
+"""How long `wait` looks that often. Nearly every broadcast ends sooner."""
+
+LATER_POLL_SECONDS = (2.0, 5.0)
+"""The bounds of the pause after that, and after a throttled look; drawn at random. DescribeExecution takes 10
+requests/s in most regions, for all callers of an account. [Step Functions quotas, API action throttling]"""
 
 CONSISTENCY_SECONDS = 5.0
 """How long a started execution may stay unknown: [DescribeExecution is eventually consistent]"""
+
+_THROTTLED = frozenset({"TooManyRequestsException", "RequestLimitExceeded", "SlowDown"})
 
 
 class BroadcastError(MusterError):
@@ -55,6 +69,14 @@ class BroadcastError(MusterError):
 
 class InvalidName(BroadcastError, ValueError):
     """The name cannot be the name of an execution."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class InvalidRequest(BroadcastError, ValueError):
+    """The request holds what JSON cannot, such as NaN or a date. Its JSON Pointer is in the message."""
+
+    exit_code: ClassVar[int] = 2
 
 
 class IdempotencyConflict(BroadcastError):
@@ -74,14 +96,17 @@ class BroadcastFailed(BroadcastError):
 
 
 class InvalidBroadcast(BroadcastFailed):
-    """The request was refused before anything was sent. `faults` lists everything that is wrong with it."""
+    """The request was refused before anything was sent. `faults` lists everything that is wrong with it.
 
-    def __init__(self, execution: Execution, cause: str) -> None:
+    `error` is "InvalidBroadcast", or "Conflict" when its `id` is the id of another message.
+    """
+
+    def __init__(self, execution: Execution, cause: str, error: str = "InvalidBroadcast") -> None:
         self.faults = parse_faults(json.loads(cause)["faults"])
         super().__init__(
             f"The broadcast was refused: {len(self.faults)} fault(s) in the request.",
             execution=execution,
-            error="InvalidBroadcast",
+            error=error,
             cause=cause,
             fix="\n".join(str(fault) for fault in self.faults),
         )
@@ -224,10 +249,12 @@ class Broadcaster:
 
         `name` is the idempotency key: within 90 days the same name starts one broadcast, however often and
         from wherever it is called. Without one, only botocore's own retries of this call are covered.
-        Raises `InvalidName`, `IdempotencyConflict` or `BroadcastError`; `wait` tells whether it was accepted.
+        Two requests are the same if their JSON is: tuples are arrays, and every key is text.
+        Raises `InvalidName`, `InvalidRequest`, `IdempotencyConflict` or `BroadcastError`; `wait` tells
+        whether it was accepted.
         """
         name = uuid4().hex if name is None else name
-        if not NAME.fullmatch(name):
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             raise InvalidName(
                 f"{name!r} cannot name a broadcast.",
                 fix="Use 1 to 80 of the characters A-Z, a-z, 0-9, - and _.",
@@ -237,15 +264,16 @@ class Broadcaster:
             request["shelterId"] = shelter_id
         if sender is not None:
             request["sender"] = sender
-        # Sorted, because Step Functions compares the inputs of one name as text.
-        text = json.dumps(request, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        with _translated("started"):
+        text = _canonical(json_text(request, InvalidRequest))
+        with _translated("started") as aws:
             try:
                 answer = self._client.start_execution(
                     stateMachineArn=self._state_machine_arn, name=name, input=text
                 )
-            except self._client.exceptions.ExecutionAlreadyExists:
-                return self._started_before(name, request)
+            except aws.ClientError as error:
+                if _code(error) != "ExecutionAlreadyExists":
+                    raise
+                return self._started_before(name, text)
         return Execution(answer["executionArn"])
 
     def execution(self, name: str) -> Execution:
@@ -256,58 +284,140 @@ class Broadcaster:
     def wait(
         self, execution: Execution, timeout: float, on_poll: Callable[[float], None] | None = None
     ) -> Receipt:
-        """Return the receipt of a broadcast, looking every 0.1 s at first and every second later.
+        """Return the receipt of a broadcast.
 
+        Looks every 0.1 s at first, every second soon, and every 2 to 5 s after YOUNG_SECONDS. A look that
+        Step Functions throttles or cannot answer counts as one that found the broadcast running.
         `on_poll` is told, after each look that found it running, how many seconds it has waited.
         Raises `InvalidBroadcast`, `BroadcastFailed`, `BroadcastError`; after `timeout` s `BroadcastTimeout`.
         """
         started = time.monotonic()
         pause, longest = POLL_SECONDS
         while True:
-            described = self._describe(execution, patient=time.monotonic() - started < CONSISTENCY_SECONDS)
-            if described["status"] == "SUCCEEDED":
-                return Receipt.parse(json.loads(described["output"]))
-            if described["status"] != "RUNNING":
+            waited = time.monotonic() - started
+            described = self._describe(execution, just_started=waited < CONSISTENCY_SECONDS)
+            if described and described["status"] == "SUCCEEDED":
+                return _receipt(execution, described)
+            if described and described["status"] != "RUNNING":
                 raise _failure(execution, described)
             waited = time.monotonic() - started
-            if waited >= timeout:
+            if not waited < timeout:
+                state = "It goes on" if described else "Step Functions did not tell its state"
                 raise BroadcastTimeout(
                     f"The broadcast {execution.name} gave no receipt within {timeout:g} s.",
-                    fix=f"It goes on: see {execution.arn}, or repeat it under that name, which only waits.",
+                    fix=f"{state}: see {execution.arn}, or repeat it under that name, which only waits.",
                 )
             if on_poll:
                 on_poll(waited)
+            if described is None or waited >= YOUNG_SECONDS:
+                pause = random.uniform(*LATER_POLL_SECONDS)  # noqa: S311 - spreads load, guards nothing
             time.sleep(min(pause, timeout - waited))
             pause = min(pause * 1.5, longest)
 
-    def _describe(self, execution: Execution, *, patient: bool) -> Mapping[str, Any]:
-        with _translated("followed"):
+    def _describe(self, execution: Execution, *, just_started: bool) -> Mapping[str, Any] | None:
+        """Return what Step Functions says about an execution; None when it cannot say now.
+
+        An execution that was just started runs, even if Step Functions does not know it yet.
+        """
+        with _translated("followed") as aws:
             try:
                 answer: Mapping[str, Any] = self._client.describe_execution(executionArn=execution.arn)
-            except self._client.exceptions.ExecutionDoesNotExist:
-                if not patient:
-                    raise
-                return {"status": "RUNNING"}
+            except (aws.BotoCoreError, aws.ClientError) as error:
+                if just_started and _code(error) == "ExecutionDoesNotExist":
+                    return {"status": "RUNNING"}
+                if _passes(error):
+                    return None
+                raise
         return answer
 
-    def _started_before(self, name: str, request: Mapping[str, Any]) -> Execution:
+    def _started_before(self, name: str, text: str) -> Execution:
+        """Return the execution that has this name if its input is `text`, else raise IdempotencyConflict."""
         earlier = Execution(self.execution(name).arn, already_started=True)
-        before = json.loads(self._client.describe_execution(executionArn=earlier.arn)["input"])
-        if before == request:
+        deadline = time.monotonic() + CONSISTENCY_SECONDS
+        pause = POLL_SECONDS[0]
+        while "input" not in (described := self._describe(earlier, just_started=True) or {}):
+            if time.monotonic() >= deadline:
+                raise BroadcastError(
+                    f"The name {name} was already used, and Step Functions does not say yet for what.",
+                    fix="Repeat the call with the same name: it starts nothing twice.",
+                )
+            time.sleep(pause)
+            pause = min(pause * 1.5, POLL_SECONDS[1])
+        before, now = _comparable(described["input"]), _comparable(text)
+        if before == now:
             return earlier
-        keys = before.keys() | request.keys()
-        differing = sorted(key for key in keys if before.get(key) != request.get(key))
+        differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         raise IdempotencyConflict(
             f"The name {name} was already used for a broadcast that differs in {', '.join(differing)}.",
             fix="Use a new name for a new broadcast; names are kept for 90 days.",
         )
 
 
+def _canonical(text: str) -> str:
+    """Return JSON with its keys in the order of their text: Step Functions compares the inputs of a name."""
+    try:
+        value = json.loads(text, object_pairs_hook=_unambiguous)
+    except RecursionError:
+        raise InvalidRequest("The request nests too deep.", fix="Flatten it.") from None
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its members; refuse two keys that are the same as text, such as 1 and "1"."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise InvalidRequest(
+            f"An object has the key {twice!r} twice once its keys are text.",
+            fix="Use plain text for each key.",
+        )
+    return members
+
+
+def _comparable(text: str) -> dict[str, Any]:
+    """Return JSON as Python values that are equal if the JSON is: 1 is 1.0, and is not true."""
+
+    def number(digits: str) -> tuple[str, Decimal]:
+        return "number", Decimal(digits)
+
+    value = json.loads(text, parse_int=number, parse_float=number)
+    return value if isinstance(value, dict) else {"the input": value}
+
+
+def _code(error: Exception) -> str:
+    """Return the code of an error that AWS answered with; empty for one of the way there."""
+    response = getattr(error, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+def _passes(error: Exception) -> bool:
+    """Tell whether the call may succeed a moment later: it was throttled, or the server or network failed."""
+    from botocore import exceptions as aws  # noqa: PLC0415 - slow to import
+
+    if isinstance(error, aws.ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return "Throttl" in _code(error) or _code(error) in _THROTTLED or status == 429 or status >= 500
+    return isinstance(error, aws.ConnectionError | aws.HTTPClientError) and not isinstance(
+        error, aws.SSLError
+    )
+
+
+def _receipt(execution: Execution, described: Mapping[str, Any]) -> Receipt:
+    try:
+        return Receipt.parse(json.loads(described["output"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BroadcastError(
+            f"The broadcast {execution.name} ended with a receipt that this version cannot read: {error!r}.",
+            fix=f"See the output of {execution.arn}, and use the version of Muster that is deployed.",
+        ) from error
+
+
 def _failure(execution: Execution, described: Mapping[str, Any]) -> BroadcastFailed:
     error = described.get("error") or described["status"]
     cause = described.get("cause") or ""
-    if error == "InvalidBroadcast":
-        return InvalidBroadcast(execution, cause)
+    if error in ("InvalidBroadcast", "Conflict"):
+        with suppress(KeyError, TypeError, ValueError):  # a cause that is not the documented one is quoted
+            return InvalidBroadcast(execution, cause, error)
     return BroadcastFailed(
         f"The broadcast {execution.name} failed with {error}: {cause or 'no cause was given'}.",
         execution=execution,
@@ -318,12 +428,13 @@ def _failure(execution: Execution, described: Mapping[str, Any]) -> BroadcastFai
 
 
 @contextmanager
-def _translated(done: str) -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - slow to import
+def _translated(done: str) -> Iterator[ModuleType]:
+    """Yield botocore's exceptions, and raise those that leave the block as a BroadcastError."""
+    from botocore import exceptions as aws  # noqa: PLC0415 - slow to import
 
     try:
-        yield
-    except (BotoCoreError, ClientError) as error:
+        yield aws
+    except (aws.BotoCoreError, aws.ClientError) as error:
         raise BroadcastError(
             f"The broadcast cannot be {done}: {error}.",
             fix="Check the credentials, the region and the state machine's ARN.",

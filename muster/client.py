@@ -8,7 +8,7 @@
 What it raises:
 
     MusterError
-    └── ClientError
+    └── ClientError                 also by itself: the message or the token cannot be sent
         ├── HandshakeRefused        the server refused the connection; carries the HTTP status
         ├── Unreachable             no WebSocket could be opened at that address
         ├── Refused                 the server answered a message with an error; carries code and faults
@@ -16,7 +16,8 @@ What it raises:
         ├── ReplyTimeout            no reply came in time; also a TimeoutError
         └── ClientClosed            the client is not open
 
-A token is sent in the handshake's Authorization header only; no log, repr or exception here contains it.
+A token is sent in the handshake's Authorization header and in `renew` only. No log, repr or exception here
+contains any part of it, or of the URL's query.
 """
 
 from __future__ import annotations
@@ -27,17 +28,20 @@ import json
 import logging
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidProxy, InvalidStatus, WebSocketException
 
 from muster.errors import MusterError
-from muster.faults import parse_faults
+from muster.faults import json_text, parse_faults
 
 Message = dict[str, Any]
 """A JSON object on the wire; `schemas/` describes each."""
@@ -63,8 +67,19 @@ MAX_RECEIVED_BYTES = 128 * 1024
 REMEMBERED_IDS = 10_000
 """Message ids kept for dropping duplicates: far more than the server sends twice."""
 
+HOLD_SECONDS = 5.0
+"""How long new messages wait, after a reconnection, for the older ones that a resume brings."""
+
 BACKOFF_BASE_SECONDS = 1.0
 BACKOFF_CAP_SECONDS = 30.0
+"""The pause before attempt n is random, up to BASE * 2**(n - 1) and at most CAP."""
+
+STABLE_SECONDS = 30.0
+"""How long a connection must serve before the pause before a reconnection starts from its base again."""
+
+ROTATION_SECONDS = 300.0
+"""How long functions may still use a key that was rotated [docs/operations.md]: for so long a 401 to a fresh
+token is not final."""
 
 ROLLOVER_WINDOW = (0.8, 1.0)
 """The part of a connection's life in which it is replaced; drawn at random, so that clients which connected
@@ -74,6 +89,22 @@ SHORTEST_LIFE_SECONDS = 1.0
 """The least time before a working connection is replaced, whatever the server says."""
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+"""A bearer token [RFC 6750]; a JWT is one."""
+
+FINAL_CODES = frozenset(
+    {
+        "invalid_json",
+        "invalid_message",
+        "unknown_action",
+        "too_large",
+        "forbidden",
+        "conflict",
+        "token_invalid",
+    }
+)
+"""Errors that the same message would get again [docs/protocol.md]."""
 
 ENVELOPE_TYPES = frozenset({"alert", "broadcast", "shelter_update"})
 
@@ -114,11 +145,15 @@ class Refused(ClientError):
 
     def __init__(self, reply: Message) -> None:
         self.reply = reply
-        self.code: str = reply["code"]
+        self.code = str(reply.get("code"))
         self.faults = parse_faults(reply.get("faults", ()))
-        super().__init__(
-            f"{reply['message']} ({self.code})", fix="; ".join(str(fault) for fault in self.faults) or None
-        )
+        fix = "; ".join(str(fault) for fault in self.faults)
+        super().__init__(f"{reply.get('message')} ({self.code})", fix=fix or None)
+
+    @property
+    def transient(self) -> bool:
+        """Whether this connection may accept the same message later: a failure of the server's own."""
+        return self.code not in FINAL_CODES and self.code != "unknown_connection"
 
 
 class TooLarge(ClientError):
@@ -142,15 +177,22 @@ class Client:
     - Everything sent from the moment the `async with` is entered is yielded, also what was sent while the
       connection was lost, as long as the server retains it (7 days by default). A message whose post failed
       although the connection lives comes with the next heartbeat.
-    - What was missed comes oldest first, before what arrives meanwhile; otherwise the order is that of
-      arrival.
-    - Messages wait in memory, without bound, until they are iterated.
+    - After a reconnection, what was missed comes oldest first, and new messages wait for it, but no longer
+      than HOLD_SECONDS and not when the server fails to answer the `resume`. Otherwise the order is that of
+      arrival. A message that a `resume` brings after a newer one was yielded has `"late": true` added to it.
+    - Messages wait in memory, without bound, until they are iterated. Iteration ends, or raises, only after
+      all that arrived was yielded.
 
     The connection is replaced before API Gateway's two hours or, if `token` is a callable, the token's end:
     the new one is open before the old one closes. With a token that is a string, the connection ends with it.
-    Reconnecting goes on with full-jitter backoff until the server refuses the token or the user;
-    that ends the iteration, and everything in flight, with `HandshakeRefused`. So does an exception of the
-    token's callable, with that exception.
+
+    Reconnecting goes on with full-jitter backoff, which starts from its base again once a connection has
+    served for STABLE_SECONDS. It ends, with the iteration and everything in flight, when
+
+    - the server refuses the token or the user (`HandshakeRefused`). If `token` is a callable, a 401 is final
+      only ROTATION_SECONDS after the first: until then the callable is asked again.
+    - the token's callable raises, with that exception. An `OSError` other than `PermissionError`, such as
+      `ConnectionError`, a time-out or a failure of urllib, does not end it: the callable is asked again.
 
     One task may iterate and any number may send. A client is used once.
     """
@@ -160,55 +202,61 @@ class Client:
         url: str,
         token: Token,
         *,
-        resume_after: str | None = None,
+        position: str | None = None,
         heartbeat: float = HEARTBEAT_SECONDS,
     ) -> None:
         """`url` is the deployment's websocket_url.
 
-        With `resume_after`, the id of the last message seen earlier, iteration begins with what was sent
-        since; messages from up to two minutes before it may come again, because recording takes time.
+        With `position`, the `position` of an earlier client, iteration begins with what that client had not
+        yielded; messages from up to four minutes before may come again, because recording takes time.
         `heartbeat` is the number of seconds between two pings, each with a look for missed messages.
         """
         self._url = url
         self._token = token
         self._heartbeat = heartbeat
-        self._resumes = resume_after is not None
-        self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
-        # Message ids, oldest first, and whether each has come by a post yet: a resume may be faster.
-        self._seen: dict[str, bool] = {}
-        # Everything up to this id has been delivered; a resume starts here. Only what a resume brings moves
-        # it: a message that comes by itself says nothing about those before it, whose posts may have failed.
-        self._mark = resume_after or ""
-        # Nothing sent before this time is wanted; None until the server has confirmed a connection.
-        self._since: str | None = None
-        # Messages that arrive while older ones are being fetched; None when nothing is.
-        self._held: list[Message] | None = None
-        self._link: _Link | None = None
-        self._ready = asyncio.Event()
+        self._inbox = Inbox(position)
+        # Set at every change that somebody may wait for: a message, a link that serves, the end.
+        self._changed = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        # The link that serves, or served last; and every link that is not closed yet.
+        self._link: _Link | None = None
+        self._links: set[_Link] = set()
+        self._hold_timer: asyncio.TimerHandle | None = None
         self._failures = 0
-        self._failure: Exception | None = None
-        self.duplicates = 0
-        """How many messages were posted again and dropped; what a resume repeats does not count."""
         self.handshake_seconds = 0.0
         """How long the latest handshake took."""
 
     def __repr__(self) -> str:
         return f"<Client {_address(self._url)}>"
 
+    @property
+    def position(self) -> str | None:
+        """Where a later client should go on: store it after handling a message, pass it as `position=`.
+
+        It is the last id that a `resume` has brought, as far as iteration has come; before the first, it is
+        the moment of the first connection, as the lowest id of that time. It is never the last id seen: a
+        message that comes by itself says nothing about those before it, whose posts may have failed. None
+        before the first connection.
+        """
+        return self._inbox.position
+
+    @property
+    def duplicates(self) -> int:
+        """How many messages were posted again and dropped; what a resume repeats does not count."""
+        return self._inbox.duplicates
+
     async def __aenter__(self) -> Self:
         """Connect. When it returns, the server has confirmed that it knows the connection.
 
-        The first connection is not retried: it raises `HandshakeRefused` or `Unreachable`.
+        The first connection is not retried: it raises `HandshakeRefused`, `Unreachable`, or what the token's
+        callable raises.
         """
         if self._runner is not None:
             raise RuntimeError("A Client is used once: make another.")
-        self._runner = asyncio.create_task(self._run(await self._open()))
+        self._runner = asyncio.create_task(self._run())
+        self._runner.add_done_callback(self._wake)
         try:
-            await self._ready.wait()
-            if self._failure:
-                raise self._failure
+            await self._serving_link()
         except BaseException:
             await self.close()
             raise
@@ -220,27 +268,34 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; iteration ends after what has already arrived. Repeatable."""
+        """Close the connection; iteration ends after what has already arrived. Repeatable.
+
+        Cancelled, it cuts the connection instead of closing it in order.
+        """
         if self._runner is None:
             return
         self._runner.cancel()
-        await asyncio.wait({self._runner, *self._closing})
-        if self._link:
-            link, self._link = self._link, None
-            await link.close()
-        self._inbox.put_nowait(None)
+        try:
+            while not self._over:
+                await self._change()
+        except asyncio.CancelledError:
+            for link in self._links:
+                link.abort()
+            raise
 
     def __aiter__(self) -> AsyncIterator[Message]:
         return self
 
     async def __anext__(self) -> Message:
-        message = await self._inbox.get()
-        if message is not None:
-            return message
-        self._inbox.put_nowait(None)
-        if self._failure:
-            raise self._failure
-        raise StopAsyncIteration
+        while True:
+            message = self._inbox.take()
+            if message is not None:
+                return message
+            if self._runner is None:
+                raise _not_open()
+            if self._over:
+                raise self._failure or StopAsyncIteration
+            await self._change()
 
     async def send(self, message: Mapping[str, Any], *, timeout: float = REPLY_TIMEOUT_SECONDS) -> Message:
         """Send a client message and return the server's reply to it; raise `Refused` for an error.
@@ -249,30 +304,30 @@ class Client:
         is lost before the reply is sent again on the next, all within `timeout` seconds.
         """
         request = {"id": uuid4().hex, **message}
-        if not REQUEST_ID.fullmatch(str(request["id"])):
+        identifier = request["id"]
+        if not (isinstance(identifier, str) and REQUEST_ID.fullmatch(identifier)):
             # The server could not refer to it in its reply.
             raise ClientError(
-                f"{request['id']!r} cannot identify a message.",
-                fix="Use 1 to 64 of the characters A-Z, a-z, 0-9, - and _, or leave the id out.",
+                f"{identifier!r} cannot identify a message.",
+                fix="Use text of 1 to 64 of the characters A-Z, a-z, 0-9, - and _, or leave the id out.",
             )
+        frame = _frame(request)
         try:
             async with asyncio.timeout(timeout):
                 while True:
-                    link = await self._usable_link()
+                    link = await self._serving_link()
                     try:
-                        return await link.request(request)
+                        return await link.request(identifier, frame)
                     except Refused as refusal:
                         if refusal.code != "unknown_connection":
                             raise
-                        await link.close()
+                        link.drop()
                     except _LinkLost:
                         pass
-                    if link is self._link:
-                        self._ready.clear()
         except TimeoutError as error:
             raise ReplyTimeout(
                 f"The server did not answer {message.get('action', 'the message')} within {timeout:g} s.",
-                fix="Send it again with the same id: the server acts once per id.",
+                fix=f"Send it again with the id {identifier}: the server acts once per id.",
             ) from error
 
     async def broadcast(
@@ -305,113 +360,276 @@ class Client:
 
     async def renew(self, token: str | None = None) -> Message:
         """Extend the connection with `token`, or with a fresh one from the token's callable."""
-        return await self.send({"action": "renew", "token": token or await self._fresh_token()})
+        fresh = await self._fresh_token() if token is None else _checked_token(token)
+        return await self.send({"action": "renew", "token": fresh})
 
     async def resume(self, after: str | None = None) -> list[Message]:
         """Return what the server retains for this user since the id `after`, or all of it, oldest first.
 
-        For history: it neither adds to nor takes from what iteration yields.
+        For history: it neither adds to nor takes from what iteration yields, and moves no `position`.
         """
         request = _given(action="resume", after=after)
         return [message async for page in _pages(self.send, request) for message in page]
 
-    async def _usable_link(self) -> _Link:
-        if self._runner and not self._runner.done():
-            await self._ready.wait()
-        if self._link is None or self._failure:
-            raise self._failure or ClientClosed("The client is not open.", fix="Use it inside `async with`.")
-        return self._link
+    @property
+    def _failure(self) -> BaseException | None:
+        """What ended the client by itself."""
+        runner = self._runner
+        return runner.exception() if runner and runner.done() and not runner.cancelled() else None
 
-    async def _run(self, link: _Link) -> None:
-        """Keep a connection open, one after the other, until the server will have no more of it."""
+    @property
+    def _over(self) -> bool:
+        """Whether nothing can arrive any more."""
+        return self._runner is not None and self._runner.done() and not self._links
+
+    def _wake(self, _: object = None) -> None:
+        self._changed.set()
+
+    async def _change(self) -> None:
+        """Wait for the next change; check what you wait for before, without an await in between."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def _serving_link(self) -> _Link:
+        while True:
+            if self._runner is None or self._runner.done():
+                raise self._failure or _not_open()
+            if self._link and self._link.serves:
+                return self._link
+            await self._change()
+
+    async def _run(self) -> None:
+        """Keep a connection open, one after the other, until the server refuses the next."""
         try:
+            link = await self._open()
             while True:
-                if not await self._tend(link):
-                    if self._since is None:
-                        raise Unreachable(
-                            f"The server at {_address(self._url)} connects but does not answer pings.",
-                            fix="Read the log of the default function.",
-                        )
-                    self._ready.clear()
+                planned = await self._tend(link)
+                if not planned:
+                    self._retire(link)
+                stable = link.served_for >= STABLE_SECONDS
+                if stable:
+                    self._failures = 0
+                if not (planned and stable):
                     self._failures += 1
-                previous, link = link, await self._reopen()
-                closing = asyncio.create_task(previous.close())
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
-        except Exception as error:
-            self._failure = error
-            self._inbox.put_nowait(None)
+                link = await self._reopen()
         finally:
-            self._ready.set()
+            self._release()
+            for link in self._links:
+                self._retire(link)
 
     async def _tend(self, link: _Link) -> bool:
-        """Keep a connection alive. Return True when its time has come, False when it no longer serves."""
-        try:
-            await self._greet(link)
-            if self._held is not None:
-                await self._catch_up(link)
-            self._failures = 0
-            pause = min(SETTLE_SECONDS, self._heartbeat)
-            while (left := link.replace_at - asyncio.get_running_loop().time()) > 0:
-                await asyncio.wait({link.reader}, timeout=min(pause, left))
-                if left > pause or link.reader.done():
-                    await self._greet(link)
+        """Keep a connection alive. Return True when its time has come, False when it no longer serves.
+
+        While the server fails to answer, the connection stays, because messages may still come by it, and it
+        is asked again after growing pauses.
+        """
+        behind = self._inbox.resume_from is not None
+        settled = False
+        refusals = 0
+        while True:
+            try:
+                await self._greet(link)
+                if behind:
                     await self._catch_up(link)
-                pause = self._heartbeat
-        except (_LinkLost, TimeoutError):
-            logger.info("connection lost")
-        except Refused as refusal:
-            if refusal.code not in ("unknown_connection", "internal"):
-                raise
-            logger.info("connection unusable: %s", refusal)
-        else:
-            logger.info("replacing the connection before its time is up")
-            return True
-        return False
+            except (_LinkLost, Refused, TimeoutError) as error:
+                if isinstance(error, Refused) and error.code in FINAL_CODES:
+                    raise
+                if self._link is None:
+                    raise Unreachable(
+                        f"The server at {_address(self._url)} connects but does not answer pings.",
+                        fix="Read the log of the default function.",
+                    ) from None
+                if isinstance(error, _LinkLost) or (isinstance(error, Refused) and not error.transient):
+                    logger.info("connection lost")
+                    return False
+                refusals += 1
+                pause = min(self._heartbeat, _backoff(refusals))
+                reason = error.code if isinstance(error, Refused) else "no answer"
+                logger.info("the server does not resume (%s), asking again in %.1f s", reason, pause)
+            else:
+                refusals = 0
+                pause = self._heartbeat if settled else min(SETTLE_SECONDS, self._heartbeat)
+                settled = True
+            self._release()
+            behind = True
+            left = link.replace_at - asyncio.get_running_loop().time()
+            lost = await link.lost_within(min(pause, left))
+            if left <= pause and not lost:
+                logger.info("replacing the connection before its time is up")
+                return True
 
     async def _greet(self, link: _Link) -> None:
-        """Ask whether the server knows the connection, and until when."""
-        async with asyncio.timeout(REPLY_TIMEOUT_SECONDS):
-            pong = await link.request({"action": "ping", "id": uuid4().hex})
-        connected_at = datetime.fromisoformat(pong["connectedAt"])
-        # Only a callable can give the next connection a later end than this one's.
-        ends = ("reconnectBy", "expiresAt") if callable(self._token) else ("reconnectBy",)
-        life = min(datetime.fromisoformat(pong[end]) for end in ends) - connected_at
+        """Ask whether the server knows the connection, and until when; then let it serve."""
+        try:
+            pong = await _ask(link, {"action": "ping"})
+        except TimeoutError:
+            raise _LinkLost from None
+        with _understood(self._url):
+            connected_at = datetime.fromisoformat(pong["connectedAt"])
+            # Only a callable can give the next connection a later end than this one's.
+            ends = ("reconnectBy", "expiresAt") if callable(self._token) else ("reconnectBy",)
+            life = min(datetime.fromisoformat(pong[end]) for end in ends) - connected_at
+            self._inbox.begin(pong["connectedAt"])
         link.live_for(life.total_seconds())
-        if self._since is None:
-            self._since = "" if self._resumes else pong["connectedAt"]
-            self._mark = self._mark or _lowest_id(connected_at)
-        self._ready.set()
+        if self._link is not link:
+            previous, self._link = self._link, link
+            if previous:
+                self._retire(previous)
+        link.serve()
+        self._wake()
 
     async def _catch_up(self, link: _Link) -> None:
-        """Deliver what was said while nobody listened, oldest first; then what has arrived since."""
+        """Fetch what was sent since the last resume, oldest first."""
 
         async def ask(request: Message) -> Message:
-            async with asyncio.timeout(REPLY_TIMEOUT_SECONDS):
-                return await link.request({**request, "id": uuid4().hex})
+            return await _ask(link, request)
 
         count = 0
-        async for page in _pages(ask, {"action": "resume", "after": self._mark}):
-            for message in page:
-                # The server reads back a little before the mark, and so perhaps before the first connection.
-                if message["sentAt"] >= (self._since or ""):
-                    count += self._deliver(message)
-                self._mark = max(self._mark, message["id"])
-        held, self._held = self._held or [], None
-        for message in held:
-            self._deliver(message, posted=True)
+        with _understood(self._url):
+            async for page in _pages(ask, {"action": "resume", "after": self._inbox.resume_from}):
+                count += self._inbox.bring(page)
+                self._wake()
         if count:
             logger.info("resumed: %d missed", count)
 
     def _receive(self, message: Message) -> None:
+        self._inbox.post(message)
+        self._wake()
+
+    def _hold(self) -> None:
+        """Let new messages wait for the older ones of the coming resume."""
+        if self._hold_timer is None:
+            self._inbox.hold()
+            self._hold_timer = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._release)
+
+    def _release(self) -> None:
+        if self._hold_timer:
+            self._hold_timer.cancel()
+            self._hold_timer = None
+            self._inbox.release()
+            self._wake()
+
+    async def _reopen(self) -> _Link:
+        refused_at: float | None = None
+        while True:
+            if self._failures:
+                delay = _backoff(self._failures)
+                logger.info("reconnecting in %.1f s", delay)
+                await asyncio.sleep(delay)
+            try:
+                return await self._open()
+            except HandshakeRefused as refusal:
+                if refusal.status == 401 and callable(self._token):
+                    # The key may be rotating, and this function's not yet the one that signed the token.
+                    now = asyncio.get_running_loop().time()
+                    refused_at = now if refused_at is None else refused_at
+                    if now - refused_at >= ROTATION_SECONDS:
+                        raise
+                elif not refusal.transient:
+                    raise
+                logger.info("not connected: %s", refusal)
+            except Unreachable as error:
+                logger.info("not connected: %s", error)
+            except PermissionError:
+                raise
+            except OSError as error:
+                # Its text is not Muster's: it may hold a secret.
+                logger.info("not connected: the token's callable raised %s", type(error).__name__)
+            self._failures += 1
+
+    async def _open(self) -> _Link:
+        """Open a WebSocket."""
+        headers = {"Authorization": f"Bearer {await self._fresh_token()}"}
+        started = asyncio.get_running_loop().time()
+        socket = await _connect(self._url, headers)
+        self.handshake_seconds = asyncio.get_running_loop().time() - started
+        if self._inbox.resume_from is not None:
+            self._hold()
+        link = _Link(socket, self._receive)
+        self._links.add(link)
+        logger.info("connected")
+        return link
+
+    def _retire(self, link: _Link) -> None:
+        """Close a link in the background; what still arrives by it is yielded."""
+        if link.closing is None:
+            link.closing = asyncio.create_task(link.close())
+            link.closing.add_done_callback(lambda _: self._links.discard(link))
+            link.closing.add_done_callback(self._wake)
+
+    async def _fresh_token(self) -> str:
+        token = self._token if isinstance(self._token, str) else self._token()
+        return _checked_token(await token if inspect.isawaitable(token) else token)
+
+
+class Inbox:
+    """What arrives goes in; what to yield, and where to resume, comes out. It does no I/O.
+
+    Only what a resume brings moves the place to resume from: a message that comes by itself says nothing
+    about those before it, whose posts may have failed.
+    """
+
+    def __init__(self, position: str | None) -> None:
+        self.position = position
+        """The last id that a resume has brought, among those up to which everything was taken."""
+        self.resume_from = position
+        """The last id that a resume has brought; None until `begin` if there was no position."""
+        self.duplicates = 0
+        # Nothing sent before this time is wanted.
+        self._since = ""
+        # Message ids, oldest first, and whether each has come by a post yet: a resume may be faster.
+        self._seen: dict[str, bool] = {}
+        # The highest id among the messages to yield.
+        self._newest = ""
+        # Messages that arrive while older ones are being fetched; None when nothing is.
+        self._held: list[Message] | None = None
+        # Messages to yield, each with the position once it is taken.
+        self._queue: deque[tuple[Message, str | None]] = deque()
+
+    def begin(self, connected_at: str) -> None:
+        """Without a position, want what is sent from this time on."""
+        if self.resume_from is None:
+            self._move(_lowest_id(datetime.fromisoformat(connected_at)))
+            self._since = connected_at
+
+    def hold(self) -> None:
+        """Keep posted messages back until `release`, so that what a resume brings comes first."""
+        self._held = []
+
+    def release(self) -> None:
+        """Yield what was kept back, and from now on each message when it arrives."""
+        held, self._held = self._held or [], None
+        for message in held:
+            self._add(message, posted=True)
+
+    def post(self, message: Message) -> None:
+        """Take a message that came by itself."""
         if self._seen.get(message["id"]):
             self.duplicates += 1
         elif self._held is None:
-            self._deliver(message, posted=True)
+            self._add(message, posted=True)
         else:
             self._held.append(message)
 
-    def _deliver(self, message: Message, *, posted: bool = False) -> bool:
+    def bring(self, messages: Iterable[Message]) -> int:
+        """Take messages of a resume, oldest first; return how many of them are new."""
+        count = 0
+        for message in messages:
+            # The server reads back a little before the position, and so perhaps before the first connection.
+            if message["sentAt"] >= self._since:
+                late = {"late": True} if message["id"] < self._newest else {}
+                count += self._add(message | late)
+            self._move(message["id"])
+        return count
+
+    def take(self) -> Message | None:
+        """Return the next message to yield, or None."""
+        if not self._queue:
+            return None
+        message, self.position = self._queue.popleft()
+        return message
+
+    def _add(self, message: Message, *, posted: bool = False) -> bool:
         identifier = message["id"]
         if identifier in self._seen:
             self._seen[identifier] |= posted
@@ -419,41 +637,17 @@ class Client:
         self._seen[identifier] = posted
         if len(self._seen) > REMEMBERED_IDS:
             del self._seen[next(iter(self._seen))]
-        self._inbox.put_nowait(message)
+        self._newest = max(self._newest, identifier)
+        self._queue.append((message, self.resume_from))
         return True
 
-    async def _reopen(self) -> _Link:
-        while True:
-            if self._failures:
-                most = min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2 ** (self._failures - 1))
-                delay = random.uniform(0, most)  # noqa: S311 - jitter needs no secrecy
-                logger.info("reconnecting in %.1f s", delay)
-                await asyncio.sleep(delay)
-            try:
-                return await self._open()
-            except HandshakeRefused as refusal:
-                if not refusal.transient:
-                    raise
-                logger.info("not connected: %s", refusal)
-            except Unreachable as error:
-                logger.info("not connected: %s", error)
-            self._failures += 1
-
-    async def _open(self) -> _Link:
-        """Open a WebSocket and make it the current one."""
-        headers = {"Authorization": f"Bearer {await self._fresh_token()}"}
-        started = asyncio.get_running_loop().time()
-        socket = await _connect(self._url, headers)
-        self.handshake_seconds = asyncio.get_running_loop().time() - started
-        if self._mark and self._held is None:
-            self._held = []
-        self._link = _Link(socket, self._receive)
-        logger.info("connected")
-        return self._link
-
-    async def _fresh_token(self) -> str:
-        token = self._token if isinstance(self._token, str) else self._token()
-        return await token if inspect.isawaitable(token) else token
+    def _move(self, identifier: str) -> None:
+        """Resume from here; a position is reached once everything before it was taken."""
+        self.resume_from = max(self.resume_from or "", identifier)
+        if self._queue:
+            self._queue[-1] = (self._queue[-1][0], self.resume_from)
+        else:
+            self.position = self.resume_from
 
 
 class _LinkLost(Exception):
@@ -469,47 +663,77 @@ class _Link:
         # A reply is None when the WebSocket closes before it comes.
         self._replies: dict[str, asyncio.Future[Message | None]] = {}
         self._opened_at = asyncio.get_running_loop().time()
+        self._serving_since: float | None = None
         self._spread = random.uniform(*ROLLOVER_WINDOW)  # noqa: S311 - jitter needs no secrecy
+        self._lost = asyncio.Event()
         self.replace_at = float("inf")
-        self.reader = asyncio.create_task(self._read())
+        self.closing: asyncio.Task[None] | None = None
+        self._reader = asyncio.create_task(self._read())
 
     def live_for(self, seconds: float) -> None:
         """Let the link be replaced towards the end of this many seconds from its opening."""
         self.replace_at = self._opened_at + max(SHORTEST_LIFE_SECONDS, self._spread * seconds)
 
-    async def request(self, message: Mapping[str, Any]) -> Message:
-        """Return the reply to `message`, which has an id. Raises `Refused` or `_LinkLost`."""
-        text = json.dumps(message, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        size = len(text.encode())
-        if size > MAX_SENT_BYTES:
-            raise TooLarge(
-                f"The message takes {size} bytes, more than the {MAX_SENT_BYTES} that API Gateway takes.",
-                fix="Send less, or a link to the rest.",
-            )
-        if self.reader.done():
+    def serve(self) -> None:
+        """Take requests from now on: the server knows the connection."""
+        if self._serving_since is None:
+            self._serving_since = asyncio.get_running_loop().time()
+
+    @property
+    def serves(self) -> bool:
+        return self._serving_since is not None and not self._lost.is_set()
+
+    @property
+    def served_for(self) -> float:
+        """The seconds since it began to serve, 0 if it never did."""
+        now = asyncio.get_running_loop().time()
+        return now - self._serving_since if self._serving_since is not None else 0.0
+
+    def drop(self) -> None:
+        """Serve no more: the server does not know the connection."""
+        self._lost.set()
+
+    async def lost_within(self, seconds: float) -> bool:
+        """Wait until the link no longer serves, at most this long; return whether that is so."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._lost.wait()
+        return self._lost.is_set()
+
+    async def request(self, identifier: str, frame: str) -> Message:
+        """Return the reply to `frame`, whose id is `identifier`. Raises `Refused` or `_LinkLost`."""
+        if self._lost.is_set():
             raise _LinkLost
-        identifier = message["id"]
         if identifier in self._replies:
-            raise ValueError(f"A message with the id {identifier!r} is still waiting for its reply.")
+            raise ClientError(
+                f"A message with the id {identifier} is still waiting for its reply.",
+                fix="Wait for the reply, or use another id.",
+            )
         reply: asyncio.Future[Message | None] = asyncio.get_running_loop().create_future()
         self._replies[identifier] = reply
         try:
-            await self._socket.send(text)
+            await self._socket.send(frame)
             answer = await reply
         except ConnectionClosed:
+            self._lost.set()
             raise _LinkLost from None
         finally:
             del self._replies[identifier]
         if answer is None:
             raise _LinkLost
-        if answer["type"] == "error":
+        if answer.get("type") == "error":
             raise Refused(answer)
         return answer
 
     async def close(self) -> None:
         """Close the WebSocket; what arrives before the other side agrees is still received."""
+        self._lost.set()
         await self._socket.close()
-        await asyncio.wait({self.reader})
+        await asyncio.wait({self._reader})
+
+    def abort(self) -> None:
+        """Cut the WebSocket off; its reader ends soon after."""
+        self._socket.transport.abort()
 
     async def _read(self) -> None:
         try:
@@ -518,6 +742,7 @@ class _Link:
         except ConnectionClosed:
             pass
         finally:
+            self._lost.set()
             for reply in self._replies.values():
                 if not reply.done():
                     reply.set_result(None)
@@ -525,13 +750,19 @@ class _Link:
     def _sort(self, frame: str | bytes) -> None:
         try:
             message = json.loads(frame)
-            kind, reply_to = message.get("type"), message.get("replyTo")
-        except (ValueError, AttributeError):
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict):
             logger.warning("ignored a frame that is not a JSON object")
             return
-        reply = self._replies.get(reply_to)
+        # From a strange server these may be of any type, also one that cannot be hashed.
+        kind, identifier = str(message.get("type")), message.get("id")
+        reply = self._replies.get(str(message.get("replyTo")))
         if kind in ENVELOPE_TYPES:
-            self._receive(message)
+            if isinstance(identifier, str):
+                self._receive(message)
+            else:
+                logger.warning("ignored a message without an id")
         elif reply and not reply.done():
             reply.set_result(message)
         elif "message" in message:
@@ -539,30 +770,61 @@ class _Link:
             logger.warning("the server reports: %s", message["message"])
 
 
+class _Connect(connect):
+    """Follows no redirect: API Gateway sends none, and it would take the token elsewhere."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
 async def _connect(url: str, headers: Mapping[str, str]) -> ClientConnection:
-    try:
-        return await connect(
-            url,
-            additional_headers=headers,
-            open_timeout=REPLY_TIMEOUT_SECONDS,
-            close_timeout=5,
-            max_size=MAX_RECEIVED_BYTES,
-            # API Gateway does not compress; and its idle timer is answered by the ping action.
-            compression=None,
-            ping_interval=None,
-            logger=_wire_logger,
-        )
-    except InvalidStatus as refusal:
-        raise HandshakeRefused(refusal.response.status_code) from refusal
-    except InvalidURI:
-        # Its text repeats the whole address, with whatever secret the query may hold.
-        reason = "it is not a ws:// or wss:// address"
-    except (OSError, WebSocketException) as error:
-        reason = str(error) or type(error).__name__
+    reason = _url_problem(url)
+    if reason is None:
+        try:
+            return await _Connect(
+                url,
+                additional_headers=headers,
+                open_timeout=REPLY_TIMEOUT_SECONDS,
+                close_timeout=5,
+                max_size=MAX_RECEIVED_BYTES,
+                # API Gateway does not compress; and its idle timer is answered by the ping action.
+                compression=None,
+                ping_interval=None,
+                logger=_wire_logger,
+            )
+        except InvalidStatus as refusal:
+            raise HandshakeRefused(refusal.response.status_code) from refusal
+        except InvalidProxy:
+            # Its text holds the proxy's address, and so perhaps a password.
+            reason = "the environment names a proxy whose address is not valid"
+        except (ValueError, ImportError) as error:
+            # What the libraries say of a bad address may repeat it.
+            reason = f"it cannot be used ({type(error).__name__})"
+        except (OSError, WebSocketException) as error:
+            reason = str(error) or type(error).__name__
     raise Unreachable(
         f"No WebSocket could be opened at {_address(url)}: {reason}.",
         fix="Check the address, including its stage, and that the stack is up.",
     )
+
+
+@contextmanager
+def _understood(url: str) -> Iterator[None]:
+    """Turn what a reply of another form leads to into an error that says so."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ClientError(
+            f"The server at {_address(url)} does not answer as Muster does.",
+            fix="Check the address, and that client and server are of the same version.",
+        ) from None
+
+
+async def _ask(link: _Link, request: Message) -> Message:
+    """Return the reply to a request of the client's own. Raises TimeoutError too."""
+    identifier = uuid4().hex
+    async with asyncio.timeout(REPLY_TIMEOUT_SECONDS):
+        return await link.request(identifier, _frame({**request, "id": identifier}))
 
 
 async def _pages(
@@ -577,6 +839,40 @@ async def _pages(
         request = {"action": "resume", "cursor": answer["cursor"]}
 
 
+def _frame(message: Message) -> str:
+    text = json_text(message, ClientError)
+    size = len(text.encode())
+    if size > MAX_SENT_BYTES:
+        raise TooLarge(
+            f"The message takes {size} bytes, more than the {MAX_SENT_BYTES} that API Gateway takes.",
+            fix="Send less, or a link to the rest.",
+        )
+    return text
+
+
+def _backoff(failures: int) -> float:
+    """A random pause whose bound grows with the failures in a row (full jitter)."""
+    # Beyond 2**10 the bound is CAP in any case, and 2**1024 is no float any more.
+    most = min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2 ** min(failures - 1, 10))
+    return random.uniform(0, most)  # noqa: S311 - jitter needs no secrecy
+
+
+def _checked_token(token: object) -> str:
+    """Return a token that a header can carry. The error says nothing of what it holds."""
+    stripped = token.strip() if isinstance(token, str) else ""
+    if TOKEN.fullmatch(stripped):
+        return stripped
+    if not isinstance(token, str):
+        problem = f"is of the type {type(token).__name__}, not text"
+    else:
+        problem = "holds characters that no token has" if stripped else "is empty"
+    raise ClientError(f"The token {problem}.", fix="Give the JWT alone, as the issuer made it.")
+
+
+def _not_open() -> ClientClosed:
+    return ClientClosed("The client is not open.", fix="Use it inside `async with`.")
+
+
 def _given(**fields: Any) -> Message:
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -586,8 +882,27 @@ def _lowest_id(instant: datetime) -> str:
     return str(UUID(int=int(instant.timestamp() * 1000) << 80 | 0x7 << 76 | 0x2 << 62))
 
 
+def _url_problem(url: str) -> str | None:
+    """What keeps an address from being one of a WebSocket, without any part of it."""
+    if not url.isprintable() or " " in url:
+        return "it holds a space or a control character"
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+        host.encode("idna")
+    except ValueError:
+        return "its host or port is not valid"
+    if parts.scheme not in ("ws", "wss") or not host:
+        return "it is not a ws:// or wss:// address"
+    if "@" in parts.netloc:
+        return "it holds a user name, but only the token says who connects"
+    return "it has a fragment (#)" if parts.fragment else None
+
+
 def _address(url: str) -> str:
-    return url.partition("?")[0]
+    """An address as it may be shown: without its query, and not at all where a password may be in it."""
+    shown = re.split("[?#&;]", url)[0]
+    return shown if shown and "@" not in url and shown.isprintable() else "that address"
 
 
 def _handshake_fix(status: int) -> str:

@@ -277,13 +277,17 @@ def time_table_operations(outputs: Outputs, rounds: int = 5) -> dict[str, Timing
 
 @dataclass
 class _Seat:
-    """One client of the demo and what it received: message ids with the time of arrival."""
+    """One client of the demo and what it received: message ids with the time of arrival.
+
+    `position` is where the next client of the same seat goes on.
+    """
 
     name: str
     user: User
     received: dict[str, float] = field(default_factory=dict)
     duplicates: int = 0
     handshake_seconds: float = 0.0
+    position: str | None = None
     client: Client | None = None
     collector: asyncio.Task[None] | None = None
 
@@ -299,6 +303,7 @@ class _Seat:
             await self.client.close()
             await self.collector
             self.duplicates += self.client.duplicates
+            self.position = self.client.position
             self.client = None
 
     async def send(self, message: Mapping[str, Any]) -> Message:
@@ -395,7 +400,6 @@ class _Room:
         """Close a client, send to its user, look for the message in the queue, and reconnect to resume."""
         seat = self.seats[-1]
         user_id = seat.user.user_id
-        last_seen = max(seat.received, default=None)
         await seat.close()
         await self._forgotten(user_id)
         name = "alert to a user who is offline"
@@ -410,7 +414,7 @@ class _Room:
         if notification is None:
             self.problems.append(f"{name}: no SNS message about it reached the queue")
         started = time.perf_counter()
-        await seat.open(self._client(seat, last_seen), self._arrival)
+        await seat.open(self._client(seat), self._arrival)
         await self._arrivals(receipt.id, [seat])
         return Missed(
             user_id=user_id,
@@ -441,10 +445,10 @@ class _Room:
         ]
         return compare(self._expected, received, self._names) + twice
 
-    def _client(self, seat: _Seat, resume_after: str | None = None) -> Client:
+    def _client(self, seat: _Seat) -> Client:
         user_id = seat.user.user_id
         return Client(
-            self._outputs.websocket_url, lambda: self._issuer.issue(user_id), resume_after=resume_after
+            self._outputs.websocket_url, lambda: self._issuer.issue(user_id), position=seat.position
         )
 
     def _seat(self, user_id: str) -> _Seat:

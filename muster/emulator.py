@@ -3,6 +3,10 @@
 It listens on 127.0.0.1 only, and runs in a session of its own, so that one signal to its process group also
 ends the Lambda workers it spawned. A process is remembered by id and start time and is never signalled unless
 both match: the operating system reuses the ids of ended processes.
+
+It begins as a launcher that waits until its id is recorded and then becomes the emulator, which keeps id and
+start time. However the caller ends before that, by an exception, an interrupt or SIGKILL, the launcher's
+standard input closes and it ends too: no emulator ever runs that is not recorded.
 """
 
 from __future__ import annotations
@@ -16,10 +20,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO, cast
 
 from muster.errors import StackError
 
@@ -32,6 +38,16 @@ _POLL_SECONDS = 0.1
 _LOG_LINES_SHOWN = 5
 # What a program needs of the caller's environment to run at all. The rest, AWS credentials first, stays out.
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
+
+_PROC = Path("/proc")  # Linux; macOS has none
+
+_MODULE = "muster.embedded"
+_LAUNCHER = """\
+import os, sys
+if os.read(0, 1):
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 # The emulators that this very process started.
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -95,8 +111,19 @@ def require_free(port: int) -> None:
             ) from error
 
 
-def start(port: int, *, log: Path, folder: Path) -> Process:
-    """Start the emulator and return at once. Its temporary files stay in `folder`."""
+def start(
+    port: int,
+    *,
+    log: Path,
+    folder: Path,
+    record: Callable[[Process], object],
+    settings: Mapping[str, str] | None = None,
+) -> Process:
+    """Start the emulator and return at once. Its temporary files stay in `folder`.
+
+    `record` gets the process before the emulator runs; when it raises or is interrupted, nothing is left.
+    `settings` are environment variables of `muster.embedded`, such as MUSTER_LOG_DIR.
+    """
     if find_spec("ministack") is None:
         raise StackError("The embedded emulator is not installed.", fix="pip install 'muster[local]'")
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,21 +147,27 @@ def start(port: int, *, log: Path, folder: Path) -> Process:
         "DOCKER_HOST": f"unix://{folder / 'no-docker.sock'}",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
+        **(settings or {}),
     }
     with log.open("wb") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", "ministack.app"],
+            [sys.executable, "-I", "-S", "-c", _LAUNCHER, sys.executable, "-m", _MODULE],
+            bufsize=0,
             env=environment,
             cwd=folder,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    _children[child.pid] = child
-    process = Process.of(child.pid)
-    if process is None:
-        raise StackError(f"The emulator ended at once. {_last_lines(log)}")
+    with cast(IO[bytes], child.stdin) as word:  # which the launcher waits for; it ends when this block does
+        _children[child.pid] = child
+        process = Process.of(child.pid)
+        if process is None:
+            raise StackError(f"The emulator ended at once. {_last_lines(log)}")
+        record(process)
+        with contextlib.suppress(BrokenPipeError):
+            word.write(b"1")
     return process
 
 
@@ -177,15 +210,17 @@ def stop(process: Process) -> None:
 
 def _started(pid: int) -> str | None:
     """Return when a process started, in the system's own terms; None for none and for zombies."""
-    if Path("/proc/self/stat").exists():
+    if (_PROC / "self" / "stat").exists():
         try:
             # Field 2 is the name in parentheses, which may hold anything; field 3 is the state, 22 the start.
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             return None
         return None if fields[0] in "ZX" else fields[19]
+    # The start is text in the caller's language and time zone, and has to be the same text for every caller.
     told = subprocess.run(
         ["ps", "-o", "stat=,lstart=", "-p", str(pid)],
+        env={**os.environ, "LC_ALL": "C", "TZ": "UTC"},
         capture_output=True,
         text=True,
         check=False,

@@ -81,8 +81,9 @@ class Outputs:
 
             return cls.parse(output(source), source=f"The Terraform state of {source}")
         try:
-            text = source.read_text()
-        except (OSError, UnicodeDecodeError) as error:
+            # As bytes, because PowerShell writes UTF-16, which json.loads recognises.
+            text = source.read_bytes()
+        except OSError as error:
             raise OutputsError(
                 f"The outputs file {source} cannot be read: {error}.",
                 fix="Write it with `terraform output -json > FILE`.",
@@ -127,7 +128,7 @@ class Outputs:
         return make(service, endpoint_url=self.endpoint_url)
 
 
-def _json(text: str, source: str) -> object:
+def _json(text: str | bytes, source: str) -> object:
     try:
         return json.loads(text)
     except ValueError as error:

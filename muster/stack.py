@@ -7,6 +7,7 @@ Everything it has on disk is in one state directory:
     bundle/ source/          what Terraform deploys, and the copy of the module it deploys from
     terraform.tfstate ...    Terraform's state and data: those in terraform/ belong to the user's AWS work
     emulator.log tmp/        the emulator's output and its temporary files
+    logs/                    what each function printed, in a file of its name
 
 The emulator keeps AWS in memory, so a stack interrupted before it was usable is thrown away and begun afresh.
 """
@@ -24,7 +25,7 @@ from typing import Any, Literal
 
 from muster import bundle, emulator, repository
 from muster.emulator import Process
-from muster.errors import StackError, TerraformError
+from muster.errors import OutputsError, StackError, TerraformError
 from muster.outputs import Outputs
 from muster.progress import Progress, Silent
 from muster.seed import seed
@@ -37,8 +38,18 @@ Phase = Literal["down", "starting", "ready", "destroying"]
 _LOCK = "stack.lock"
 _RECORD = "stack.json"
 _LOG = "emulator.log"
+_FUNCTION_LOGS = "logs"
 _CONTENTS = (
-    *(_RECORD, f"{_RECORD}.partial", "variables.tfvars.json", "bundle", "source", _LOG, "tmp"),
+    *(
+        _RECORD,
+        f"{_RECORD}.partial",
+        "variables.tfvars.json",
+        "bundle",
+        "source",
+        _LOG,
+        _FUNCTION_LOGS,
+        "tmp",
+    ),
     *("terraform.tfstate", "terraform.tfstate.backup", ".terraform.tfstate.lock.info", "terraform-data"),
 )
 # Fewer at once than on AWS, where Lambdas do not share the cores of one machine.
@@ -53,7 +64,11 @@ _NOT_INHERITED = ("AWS_", "TF_VAR_", "TF_CLI_ARGS", "TF_DATA_DIR", "TF_WORKSPACE
 
 @dataclass(frozen=True)
 class Status:
-    """What runs. `process` is None when the stack is down, or attached to an emulator of somebody else's."""
+    """What runs. `process` is None when the stack is down, or attached to an emulator of somebody else's.
+
+    `outputs` is None before the stack is ready, and when a version of Muster with other outputs brought it
+    up: `up` brings it up to date, `down` does not need them.
+    """
 
     phase: Phase
     endpoint_url: str | None = None
@@ -129,7 +144,7 @@ class Stack:
                 failed = self._read()
                 if failed.process:
                     self._progress.step("Stopping the emulator again")
-                    self._stop_and_clean(failed, keep=(_LOG,))
+                    self._stop_and_clean(failed, keep=(_LOG, _FUNCTION_LOGS))
                 raise
 
     def down(self) -> bool:
@@ -168,12 +183,15 @@ class Stack:
         port = DEFAULT_PORT if self._port is None else self._port or emulator.free_port()
         emulator.require_free(port)
         self._progress.step(f"Starting the emulator on {emulator.HOST}:{port}")
-        process = emulator.start(port, log=self.log_file, folder=self.state_dir / "tmp")
-        try:
-            return self._write(Status("starting", f"http://{emulator.HOST}:{port}", process))
-        except BaseException:
-            emulator.stop(process)
-            raise
+        starting = Status("starting", f"http://{emulator.HOST}:{port}")
+        process = emulator.start(
+            port,
+            log=self.log_file,
+            folder=self.state_dir / "tmp",
+            record=lambda process: self._write(replace(starting, process=process)),
+            settings={"MUSTER_LOG_DIR": str(self.state_dir / _FUNCTION_LOGS)},
+        )
+        return replace(starting, process=process)
 
     def _deploy(self, status: Status) -> Outputs:
         """Build, apply and seed. The emulator boots meanwhile, so it is waited for as late as possible."""
@@ -245,20 +263,20 @@ class Stack:
             raise StackError(f"The stack is up on {status.endpoint_url}.", fix="Run `muster down` first.")
 
     def _read(self) -> Status:
+        """Return the record. Another version may have written it: only process and endpoint must be there."""
         path = self.state_dir / _RECORD
         try:
             record = json.loads(path.read_text())
-            process, outputs = record["process"], record["outputs"]
-            return Status(
-                record["phase"],
-                record["endpoint_url"],
-                Process(**process) if process else None,
-                Outputs.parse(outputs, source=str(path)) if outputs else None,
-            )
+            process = record["process"] and Process(record["process"]["pid"], record["process"]["started"])
+            status = Status(record["phase"], record["endpoint_url"], process)
+            outputs = record.get("outputs")
         except FileNotFoundError:
             return Status("down")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StackError(f"{path} is damaged: {error}.", fix=f"Remove {self.state_dir}.") from error
+        with suppress(OutputsError):
+            return replace(status, outputs=Outputs.parse(outputs, source=str(path)) if outputs else None)
+        return status
 
     def _write(self, status: Status) -> Status:
         """Record a status; the file is replaced whole, so that a reader never sees half of one."""
@@ -282,8 +300,13 @@ class Stack:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the state directory's lock, which the system gives back however this process ends."""
-        import fcntl  # noqa: PLC0415 - POSIX only; this way the rest of the package works without it
-
+        try:
+            import fcntl  # noqa: PLC0415 - not on Windows, where the rest of the package works without it
+        except ImportError:
+            raise StackError(
+                "The local stack needs Linux or macOS.",
+                fix="On Windows run it in WSL, or name a deployment on AWS with --outputs.",
+            ) from None
         path = self.state_dir / _LOCK
         if self.state_dir.exists() and not path.exists() and any(self.state_dir.iterdir()):
             raise StackError(f"{self.state_dir} holds something else.", fix="Name another --state-dir.")

@@ -16,6 +16,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from collections import deque
@@ -221,7 +222,10 @@ class Terraform:
         return outputs
 
     def become(self, arguments: list[str]) -> NoReturn:
-        """Replace this process by any Terraform command."""
+        """Replace this process by any Terraform command; on Windows, which cannot, wait for it."""
+        if sys.platform == "win32":
+            done = subprocess.run([*self._command, *arguments], env=self._environment, check=False)
+            sys.exit(done.returncode)
         os.execve(self._binary.path, [*self._command, *arguments], self._environment)  # noqa: S606 - no shell
 
     def _run(

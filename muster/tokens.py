@@ -50,6 +50,11 @@ class TokenIssuer:
                 f"The secret that signs tokens cannot be read: {error}.",
                 fix=f"Check that your credentials may read the secret {outputs.jwt_secret_arn}.",
             ) from error
+        if not answer.get("SecretString"):
+            raise TokenError(
+                "The secret that signs tokens is stored as bytes.",
+                fix=f"Store it as text in {outputs.jwt_secret_arn}.",
+            )
         return cls(
             answer["SecretString"], outputs.jwt_issuer, outputs.jwt_audience, outputs.jwt_algorithms[0]
         )
@@ -58,7 +63,10 @@ class TokenIssuer:
         """Return a token for a user, valid from now for `ttl`.
 
         The user is not looked up: whether they exist and are active is decided when they connect.
+        Raises `TokenError` for an empty `user_id`.
         """
+        if not user_id:
+            raise TokenError("A token needs a user.", fix="Pass the id of a row of the users table.")
         now = int(time.time())
         claims = {
             "sub": user_id,

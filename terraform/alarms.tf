@@ -33,6 +33,16 @@ locals {
         threshold  = 5
         minutes    = 5
       }
+      # Keys are read every five minutes and, when that fails, every half one: by now it has failed ten times.
+      stale-keys = {
+        summary    = "The keys that verify tokens cannot be read; a new function instance has none."
+        namespace  = local.metrics_namespace
+        metric     = "StaleKeyAge"
+        dimensions = local.metric_dimensions.muster
+        statistic  = "Maximum"
+        threshold  = 600
+        minutes    = 5
+      }
       messages-failed = {
         summary    = "Messages of clients, alerts among them, are answered with an error of the server."
         namespace  = local.metrics_namespace
@@ -48,6 +58,22 @@ locals {
         dimensions = local.metric_dimensions.api
         threshold  = 5
         minutes    = 5
+      }
+      client-errors = {
+        summary    = "API Gateway itself refuses clients: they meet a limit, or speak another protocol."
+        namespace  = "AWS/ApiGateway"
+        metric     = "ClientError"
+        dimensions = local.metric_dimensions.api
+        threshold  = var.alarm_thresholds.client_errors
+        minutes    = 5
+      }
+      broadcasts-slow = {
+        summary    = "A broadcast took long: its last recipients were told late."
+        namespace  = "AWS/States"
+        metric     = "ExecutionTime" # ms
+        dimensions = local.metric_dimensions.machines.broadcast
+        statistic  = "Maximum"
+        threshold  = 1000 * var.alarm_thresholds.broadcast_seconds
       }
       offline-queue-age = {
         summary    = "Nobody takes what is in the offline queue, and SQS will drop it."

@@ -28,6 +28,13 @@ locals {
       ]
     },
     {
+      title = "Age of keys that cannot be read again, s"
+      stat  = "Maximum"
+      metrics = [
+        [local.metrics_namespace, "StaleKeyAge", local.metric_dimensions.muster, {}]
+      ]
+    },
+    {
       title = "Client messages"
       stat  = "Sum"
       metrics = [

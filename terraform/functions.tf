@@ -161,6 +161,7 @@ module "function" {
   timeout_seconds      = local.sizes[each.key].timeout_seconds
   reserved_concurrency = local.sizes[each.key].reserved_concurrency
 
+  account_id               = data.aws_caller_identity.current.account_id
   permissions_boundary_arn = var.permissions_boundary_arn
 
   environment = merge(each.value.environment, local.telemetry_environment)

@@ -1,5 +1,7 @@
 data "aws_caller_identity" "current" {}
 
+data "aws_default_tags" "current" {}
+
 data "aws_partition" "current" {}
 
 data "aws_region" "current" {}

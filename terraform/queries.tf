@@ -45,5 +45,7 @@ resource "aws_xray_group" "this" {
 
   group_name        = var.name_prefix
   filter_expression = "annotation.Service = \"${var.name_prefix}\""
-  tags              = var.tags
+
+  # X-Ray takes no @, and 255 characters where others take 256 [X-Ray API, Tag]: what it would refuse, this group goes without.
+  tags = { for key, value in var.tags : key => value if !strcontains("${key}${value}", "@") && length(value) <= 255 }
 }

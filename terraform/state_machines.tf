@@ -11,11 +11,10 @@ locals {
         metrics_namespace     = local.metrics_namespace
         service               = var.name_prefix
         partition_concurrency = var.partition_concurrency
-        post_burst            = var.post_burst
-        post_rate             = var.post_rate
+        post_burst            = local.post_burst
+        post_rate             = local.post_rate
       }
       statements = concat(
-        local.kms_statements.broadcast_machine,
         local.kms_statements.fanout_execution,
         local.kms_statements.messages_table,
         local.kms_statements.offline_topic,
@@ -42,7 +41,6 @@ locals {
         batch_concurrency = var.batch_concurrency
       }
       statements = concat(
-        local.kms_statements.fanout_machine,
         local.kms_statements.connections_table,
         local.kms_statements.offline_topic,
         [
@@ -119,8 +117,31 @@ resource "aws_iam_role" "state_machine" {
       Effect    = "Allow"
       Principal = { Service = "states.amazonaws.com" }
       Action    = "sts:AssumeRole"
-      Condition = { ArnEquals = { "aws:SourceArn" = local.state_machine_arns[each.key] } }
+      # The form that AWS gives [Creating an IAM role for your state machine]. Passing the role to another machine of the
+      # account takes iam:PassRole on it.
+      Condition = {
+        ArnLike      = { "aws:SourceArn" = "arn:${data.aws_partition.current.partition}:states:${local.arn_scope}:stateMachine:*" }
+        StringEquals = { "aws:SourceAccount" = data.aws_caller_identity.current.account_id }
+      }
     }]
+  })
+}
+
+# What Step Functions checks when it makes a machine. Apart from the rest, which names functions: it is there while they are
+# made, and IAM has spread it by the time of the machine. The provider does not repeat a KmsAccessDeniedException.
+resource "aws_iam_role_policy" "state_machine_telemetry" {
+  for_each = local.state_machines
+
+  name = "telemetry"
+  role = aws_iam_role.state_machine[each.key].id
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [
+      for statement in concat(local.kms_statements["${each.key}_machine"], local.kms_statements.log_delivery, [local.state_machine_telemetry]) : merge(
+        { Effect = "Allow", Action = statement.actions, Resource = statement.resources },
+        { for condition in [try(statement.conditions, null)] : "Condition" => condition if condition != null },
+      )
+    ]
   })
 }
 
@@ -132,7 +153,7 @@ resource "aws_iam_role_policy" "state_machine" {
   policy = jsonencode({
     Version = "2012-10-17"
     Statement = [
-      for statement in concat(each.value.statements, local.kms_statements.log_delivery, [local.state_machine_telemetry]) : merge(
+      for statement in each.value.statements : merge(
         { Effect = "Allow", Action = statement.actions, Resource = statement.resources },
         { for condition in [try(statement.conditions, null)] : "Condition" => condition if condition != null },
       )
@@ -174,5 +195,5 @@ resource "aws_sfn_state_machine" "this" {
   }
 
   # Step Functions refuses a machine whose role may not deliver its logs.
-  depends_on = [aws_iam_role_policy.state_machine]
+  depends_on = [aws_iam_role_policy.state_machine, aws_iam_role_policy.state_machine_telemetry]
 }

@@ -117,9 +117,10 @@ resource "aws_dynamodb_table" "this" {
     }
   }
 
-  # Without a key of yours the AWS managed key aws/dynamodb, whose use shows in CloudTrail.
+  # Without a key of yours, `enabled = false` is the key that DynamoDB owns, which is free. `true` would be aws/dynamodb,
+  # whose requests KMS charges [DynamoDB encryption at rest]. Without this block, the provider would leave a table as it is.
   server_side_encryption {
-    enabled     = true
+    enabled     = var.kms_key_arn != null
     kms_key_arn = var.kms_key_arn
   }
 

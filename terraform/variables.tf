@@ -20,14 +20,40 @@ variable "tags" {
   default     = {}
   nullable    = false
 
-  # What every service takes that is tagged here.
+  # IAM's rules: no other service that is tagged here is stricter, but X-Ray (queries.tf) [IAM API, Tag; IAM User Guide, Tags
+  # for IAM resources]. The provider's default_tags get onto the same resources.
   validation {
-    condition = length(var.tags) <= 50 && alltrue([
-      for key, value in var.tags :
-      can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{1,128}$", key)) && can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{0,256}$", value)) &&
-      !startswith(lower(key), "aws:")
+    condition = alltrue([
+      for key, value in merge(data.aws_default_tags.current.tags, var.tags) :
+      can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{1,128}$", key)) && can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{0,256}$", value))
     ])
-    error_message = "tags must be at most 50, with keys of 1 to 128 and values of up to 256 letters, digits, spaces and _ . : / = + - @, and no key that starts with aws:."
+    error_message = "tags, or the provider's default_tags: IAM refuses ${join(", ", [
+      for key, value in merge(data.aws_default_tags.current.tags, var.tags) : jsonencode(key)
+      if !can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{1,128}$", key)) || !can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{0,256}$", value))
+    ])}. A key must be 1 to 128 and a value at most 256 letters, digits, spaces and _ . : / = + - @."
+  }
+
+  validation {
+    condition = alltrue([
+      for key, value in merge(data.aws_default_tags.current.tags, var.tags) : !can(regex("(?i)^aws:", key)) && !can(regex("(?i)^aws:", value))
+    ])
+    error_message = "tags, or the provider's default_tags: neither a key nor a value may start with aws:, which AWS keeps to itself: ${join(", ", [
+      for key, value in merge(data.aws_default_tags.current.tags, var.tags) : jsonencode(key)
+      if can(regex("(?i)^aws:", key)) || can(regex("(?i)^aws:", value))
+    ])}."
+  }
+
+  validation {
+    condition     = length(merge(data.aws_default_tags.current.tags, var.tags)) <= 50
+    error_message = "tags: AWS takes 50 for a resource, and with the provider's default_tags there are ${length(merge(data.aws_default_tags.current.tags, var.tags))}. Remove some."
+  }
+
+  validation {
+    condition = length(distinct([for key, value in merge(data.aws_default_tags.current.tags, var.tags) : lower(key)])) == length(merge(data.aws_default_tags.current.tags, var.tags))
+    error_message = "tags: IAM takes keys that differ only in case for the same key, and refuses both: ${join(", ", [
+      for key, value in merge(data.aws_default_tags.current.tags, var.tags) : key
+      if length([for other, value in merge(data.aws_default_tags.current.tags, var.tags) : other if lower(other) == lower(key)]) > 1
+    ])}. Use one spelling, here and in the provider's default_tags."
   }
 }
 
@@ -243,12 +269,15 @@ variable "alarm_thresholds" {
   description = <<-EOT
     When it is too much, where that depends on your people: undelivered_percent of the posts of five minutes failed,
     refused_percent of the connects of five minutes refused, offline_age_seconds that a message waits in the offline
-    queue (null: half of what the queue keeps).
+    queue (null: half of what the queue keeps), client_errors of five minutes that API Gateway answers itself,
+    broadcast_seconds from the start of a broadcast to its end.
   EOT
   type = object({
     undelivered_percent = optional(number, 10)
     refused_percent     = optional(number, 50)
     offline_age_seconds = optional(number)
+    client_errors       = optional(number, 100)
+    broadcast_seconds   = optional(number, 60)
   })
   default  = {}
   nullable = false
@@ -267,6 +296,16 @@ variable "alarm_thresholds" {
       false,
     )
     error_message = "alarm_thresholds: offline_age_seconds must be from 60 to 1209600, the 14 days that SQS keeps a message."
+  }
+
+  validation {
+    condition     = try(var.alarm_thresholds.client_errors >= 1, false)
+    error_message = "alarm_thresholds: client_errors must be at least 1."
+  }
+
+  validation {
+    condition     = try(var.alarm_thresholds.broadcast_seconds > 0, false)
+    error_message = "alarm_thresholds: broadcast_seconds must be more than 0."
   }
 }
 
@@ -314,8 +353,13 @@ variable "roles" {
 variable "jwt" {
   description = <<-EOT
     How a client's token is verified. HS256, HS384 and HS512 use a shared secret of Secrets Manager: `secret`, with its
-    ARN and the customer managed key that encrypts it, if one does, or else one that this module creates. RS256, RS384,
-    RS512, ES256, ES384 and ES512 use the public keys at jwks_url.
+    ARN and the customer managed key that encrypts it, if one does, or else one that this module creates. Its value is the
+    key itself and nothing else: the text as it is, or the bytes of a binary secret. JSON, such as {"key": "..."}, fails
+    every handshake with an error that says so; white space, a newline or quotation marks around the key are part of it,
+    with a warning in the log. RS256, RS384, RS512, ES256, ES384 and ES512 use the public keys at jwks_url, without
+    following redirects: those with use "sig" or none, for the algorithms named. A token without a kid is verified by
+    the only key without one.
+    Both are read every five minutes. While they cannot be read, the last ones are used for at most 24 hours.
     The two families never mix: a verifier that takes both can be fooled into using a public key as a secret.
   EOT
   type = object({
@@ -378,8 +422,8 @@ variable "jwt" {
   }
 
   validation {
-    condition     = var.jwt.jwks_url == null || can(regex("^(https://[^/\\s]+|http://127\\.0\\.0\\.1(:\\d+)?)(/\\S*)?$", var.jwt.jwks_url))
-    error_message = "jwt.jwks_url must start with https:// (http:// for 127.0.0.1 only)."
+    condition     = var.jwt.jwks_url == null || can(regex("^(https://[^/@\\s]+|http://127\\.0\\.0\\.1(:\\d+)?)(/\\S*)?$", var.jwt.jwks_url))
+    error_message = "jwt.jwks_url must start with https:// (http:// for 127.0.0.1 only), and hold no user name or password."
   }
 }
 
@@ -591,31 +635,29 @@ variable "post_concurrency" {
 }
 
 variable "post_rate" {
-  description = "Posts per second of one broadcast: under the account's quota of 10,000 requests/s, which connects and client messages share."
+  description = "Posts per second of one broadcast. null: 95% of the region's default quota, which connects, client messages and other APIs share: 9,500, or 2,375 in the regions with a lower quota."
   type        = number
-  default     = 9500
-  nullable    = false
+  default     = null
 
   validation {
-    condition     = var.post_rate >= 1
+    condition     = coalesce(var.post_rate, 1) >= 1
     error_message = "post_rate must be at least 1 post per second."
   }
 
   # A deliver invocation has 28 s to post its batch.
   validation {
-    condition     = var.batch_size * var.partition_concurrency * var.batch_concurrency <= 20 * max(var.post_rate, 1)
+    condition     = var.batch_size * var.partition_concurrency * var.batch_concurrency <= 20 * max(coalesce(var.post_rate, local.default_post_rate), 1)
     error_message = "post_rate is too low: with batch_size, partition_concurrency and batch_concurrency as they are, a batch would take more than 20 s. Raise it, or lower one of them."
   }
 }
 
 variable "post_burst" {
-  description = "Posts that one broadcast makes at once, before post_rate counts: under the account's burst quota of 5,000 requests."
+  description = "Posts that one broadcast makes at once, before post_rate counts. null: 90% of the region's default burst quota: 4,500, or 1,125 in the regions with a lower quota."
   type        = number
-  default     = 4500
-  nullable    = false
+  default     = null
 
   validation {
-    condition     = var.post_burst >= 0
+    condition     = coalesce(var.post_burst, 0) >= 0
     error_message = "post_burst must be 0 or more."
   }
 }
@@ -693,25 +735,23 @@ variable "allowed_origins" {
 }
 
 variable "throttling_rate_limit" {
-  description = "Requests per second that each route takes; the account's default quota is 10,000, shared with every other API."
+  description = "Requests per second that each route takes. null: the region's default quota, 10,000 or 2,500, which every API of the account shares."
   type        = number
-  default     = 10000
-  nullable    = false
+  default     = null
 
   validation {
-    condition     = var.throttling_rate_limit >= 1
+    condition     = coalesce(var.throttling_rate_limit, 1) >= 1
     error_message = "throttling_rate_limit must be at least 1."
   }
 }
 
 variable "throttling_burst_limit" {
-  description = "Requests that each route takes at once above the rate; the account's default quota is 5,000."
+  description = "Requests that each route takes at once above the rate. null: the region's default burst quota, 5,000 or 1,250."
   type        = number
-  default     = 5000
-  nullable    = false
+  default     = null
 
   validation {
-    condition     = var.throttling_burst_limit >= 1 && floor(var.throttling_burst_limit) == var.throttling_burst_limit
+    condition     = coalesce(var.throttling_burst_limit, 1) >= 1 && floor(coalesce(var.throttling_burst_limit, 1)) == coalesce(var.throttling_burst_limit, 1)
     error_message = "throttling_burst_limit must be a whole number of at least 1."
   }
 }

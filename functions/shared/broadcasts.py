@@ -33,10 +33,16 @@ def check(request: Any, identifier: str, sent_at: float, roles: Roles) -> str:
         if (problem := id_problem(value))
     ]
     identifier = request.get("id", identifier)
-    if abs(messages.id_time(identifier) - sent_at) > messages.CLOCK_SKEW_SECONDS:
+    ahead = messages.id_time(identifier) - sent_at
+    if not -messages.ID_BEHIND_SECONDS <= ahead <= messages.ID_AHEAD_SECONDS:
         # It would lie out of reach of the overlap that a resume reads again.
-        problem = f"carries a time more than {messages.CLOCK_SKEW_SECONDS} s away from the broadcast's start"
-        faults.append(Fault("/id", problem, "make the id when starting the broadcast, or leave it out"))
+        problem = (
+            f"carries a time more than {messages.ID_AHEAD_SECONDS} s after the broadcast's start"
+            if ahead > 0
+            else f"carries a time more than {messages.ID_BEHIND_SECONDS} s before the broadcast's start"
+        )
+        fix = "set the clock, and make the id when starting the broadcast; or leave the id out"
+        faults.append(Fault("/id", problem, fix))
     if faults:
         raise InvalidMessage(faults=listed(faults))
     envelope = messages.envelope(request, identifier, sent_at)

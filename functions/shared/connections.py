@@ -26,7 +26,7 @@ _ID = re.compile(r"[^\s#\x00-\x1f\x7f-\x9f\ufeff\ud800-\udfff]+")
 
 HANDSHAKE_SECONDS = 10
 """`$connect` stores the row before API Gateway opens the socket. A connection younger than this may answer
-410 for that reason alone: its row is kept, and the post is tried again."""
+410 for that reason alone: the post is repeated, and the row is kept."""
 
 
 def iso(epoch_seconds: float) -> str:
@@ -159,19 +159,6 @@ class Connections:
     def delete(self, connection_id: str) -> None:
         """Forget a connection; forgetting one that is unknown is no error."""
         self._dynamodb.delete_item(TableName=self._table, Key={"connectionId": {"S": connection_id}})
-
-    def delete_if_open_by(self, connection_id: str, moment: float) -> None:
-        """Forget a connection whose handshake was over at `moment` (epoch seconds); leave any other alone."""
-        try:
-            self._dynamodb.delete_item(
-                TableName=self._table,
-                Key={"connectionId": {"S": connection_id}},
-                ConditionExpression="connectedAt < :latest",
-                ExpressionAttributeValues={":latest": {"S": iso(moment - HANDSHAKE_SECONDS)}},
-            )
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
-                raise
 
     def _update(
         self, connection_id: str, now: float, changes: Item, removed: Collection[str] = ()

@@ -5,7 +5,7 @@ and without an event loop: see docs/delivery.md for what that is worth. Each rec
 outcome, whatever happens to the others:
 
     delivered   API Gateway took the message for the connection (200)
-    gone        the connection is closed (410)
+    gone        the connection is closed: past its handshake, it answered 410 twice
     failed      refused (4xx), or still failing when the attempts or the time ran out
 
 At least once: a post whose answer was lost may have been delivered, and is repeated.
@@ -21,7 +21,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,10 +44,25 @@ of a batch, and a tenth of them, it is the quota: then posts are repeated so lon
 while another broadcast's burst passes. A single client's buffer gets ATTEMPTS like any other failure, for the
 next page of the partition waits for it."""
 
+GONE_AGAIN_SECONDS = 1.0
+"""API Gateway answers 410 for a live connection now and then [Hotsock, 2025-04], so a connection is asked
+again after this time before it counts as gone. A single 410 proves nothing: if the time or the attempts end
+before the second, the connection counts as failed, which deletes no row."""
+
 POST_TIMEOUT_SECONDS = 3.0
 POST_TIMEOUTS = 2
-"""A post takes milliseconds; one that takes this long is repeated on a fresh connection, once: the batch, and
-with it the partition's next page, waits for the last of its posts."""
+"""A post takes milliseconds; one that takes this long is repeated on a new HTTP connection, once: the batch,
+and with it the partition's next page, waits for the last of its posts."""
+
+SLOW_SECONDS = 1.0
+SLOW_TIMEOUT_SECONDS = 10.0
+"""A post is slow when it has no answer after SLOW_SECONDS. When at least CROWD are slow, and more than were
+answered in time since the oldest of them was first sent, the endpoint is slow for everybody. To repeat their
+posts would add to its load, and most have arrived. So the batch's time-out grows: two of them still fit into
+the time of an invocation."""
+
+REVIEW_SECONDS = 0.1
+"""How often the posts that wait for a slow answer are looked at."""
 
 IDLE_SECONDS = 20
 """A connection that idled longer is not used again: it may have died without a word, in a Lambda freeze most
@@ -70,13 +85,23 @@ class Recipient:
     connected_at: float
 
     def in_handshake(self) -> bool:
-        """Whether the connection may still be opening; see HANDSHAKE_SECONDS."""
+        """Whether the connection may still be opening, by this server's clock; see HANDSHAKE_SECONDS."""
         return time.time() - self.connected_at < HANDSHAKE_SECONDS
 
     @classmethod
-    def parse(cls, row: dict[str, str]) -> "Recipient":
-        """From a `connections` entry of a delivery batch."""
-        return cls(row["connectionId"], row["userId"], epoch(row["connectedAt"]))
+    def parse(cls, row: Mapping[str, Any]) -> "Recipient":
+        """From a `connections` entry of a delivery batch.
+
+        Raises ValueError, which names the field, when the row does not hold what `$connect` stores.
+        """
+        user_id = row.get("userId")
+        if not isinstance(user_id, str) or not user_id:
+            raise ValueError("userId is not a text")
+        try:
+            connected_at = epoch(row["connectedAt"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise ValueError("connectedAt is not a time") from None
+        return cls(row["connectionId"], user_id, connected_at)
 
 
 @dataclass(frozen=True)
@@ -124,10 +149,10 @@ class Gateway:
         """Post `body` to every recipient; return when all are settled, or at the deadline.
 
         `deadline` is in seconds of `time.monotonic`. Transient answers (429, 5xx, timeouts, resets, and 410
-        during the handshake) are repeated with full jitter, up to ATTEMPTS posts each (for 429 see CROWD). A
-        recipient that waits holds no HTTP connection, and one that does not answer holds only its own, so
-        none waits for another. What the deadline cuts off is reported as it stands. Repeated posts count
-        against the pace like others.
+        during the handshake) are repeated with full jitter, up to ATTEMPTS posts each (for 429 see CROWD), a
+        first 410 after GONE_AGAIN_SECONDS. A recipient that waits holds no HTTP connection, and one that does
+        not answer holds only its own, so none waits for another. What the deadline cuts off is reported as
+        failed. Repeated posts count against the pace like others.
         """
         return _Batch(self._wires, self._signer, self._concurrency, body, deadline, pace).post(recipients)
 
@@ -143,8 +168,12 @@ class _Post:
     attempts: int = 0
     throttled: int = 0
     timeouts: int = 0
+    gone_once: bool = False
+    needs_new_wire: bool = False
     replaced: bool = False
     throttled_since: float | None = None
+    sent: float = 0.0  # the last time
+    balance: int = 0  # of the batch, when it was sent for the first time
     outcome: Outcome = "failed"
 
 
@@ -170,8 +199,12 @@ class _Batch:
         self._deadline = deadline
         self._renew_signer(time.monotonic())
         self._ready: deque[_Post] = deque()
-        self._flying: dict[Wire, tuple[float, _Post]] = {}  # oldest first, with its time-out
+        self._flying: dict[Wire, _Post] = {}  # oldest first
         self._resting: list[tuple[float, int, _Post]] = []
+        self._timeout = POST_TIMEOUT_SECONDS
+        self._balance = 0  # answers in time, less slow ones
+        self._reviewed = 0.0
+        self._answered = self._probed = self._trusts_kept = False
         self._size = self._unsettled = self._crowd = 0
         self._posted = Posted([])
 
@@ -179,6 +212,7 @@ class _Batch:
         posts = [_Post(recipient) for recipient in recipients]
         self._ready.extend(posts)
         self._size = self._unsettled = len(posts)
+        self._wires.begin()
         while self._unsettled and (now := time.monotonic()) < self._deadline:
             self._wake(now)
             self._launch(now)
@@ -186,9 +220,11 @@ class _Batch:
                 break  # the last were settled without being sent: there is no answer to wait for
             for wire in self._wires.wait(self._next_moment() - time.monotonic()):
                 self._advance(wire)
-            self._expire(time.monotonic())
-        for wire in self._flying:
+            self._review(time.monotonic())
+        for wire, post in self._flying.items():
             self._wires.drop(wire)
+            if wire.status is not None:
+                self._settle(post, wire.status)
         self._posted.outcomes = [(post.recipient, post.outcome) for post in posts]
         return self._posted
 
@@ -205,15 +241,20 @@ class _Batch:
         if now >= self._signed_until:
             self._renew_signer(now)
         while self._ready and len(self._flying) < self._concurrency and self._next_send() <= now:
-            post = self._ready.popleft()
-            self._sent += 1
+            post = self._ready[0]
             try:
-                wire = self._wires.take(now, self._deadline)
+                wire = self._wires.take(now, self._deadline, post.needs_new_wire)
             except BROKEN:
-                self._settle(post, None)
+                self._sent += 1
+                self._settle(self._ready.popleft(), None)
                 continue
-            now = time.monotonic()  # the name may have taken a while to resolve
-            self._flying[wire] = now + POST_TIMEOUT_SECONDS, post
+            if wire is None:
+                return
+            self._sent += 1
+            post.sent = now = time.monotonic()  # the name may have taken a while to resolve
+            if not post.attempts:
+                post.balance = self._balance
+            self._flying[wire] = self._ready.popleft()
             self._start(wire, post)
 
     def _next_send(self) -> float:
@@ -240,38 +281,82 @@ class _Batch:
         if status is None:
             self._wires.watch(wire)
             return
-        _, post = self._flying.pop(wire)
-        self._settle(post, status)
+        post = self._flying.pop(wire)
+        now = self._settle(post, status)
+        self._balance += 1 if now - post.sent < SLOW_SECONDS else -1
+        self._answered = True
+        if wire.kept:
+            self._trusts_kept = True
         self._wires.give_back(wire)
 
     def _lose(self, wire: Wire) -> None:
-        """Replace a wire that broke. One that had idled may have died long ago, and its post did not fail.
+        """Note a wire that broke. One that had idled may have died long ago, and its post did not fail.
 
-        Those still idle may have died with it, so the post gets another. All that is believed once a post: it
-        may be what kills the wires, and each of them may have taken it.
+        That is believed once a post: it may be what kills the wires, and each of them may have taken it.
         """
-        _, post = self._flying.pop(wire)
-        self._wires.drop(wire)
+        post = self._flying[wire]
         if wire.used and not wire.answering and not post.replaced:
-            post.replaced = True
-            self._wires.drop_idle()
-            self._ready.appendleft(post)
+            self._replace(wire)
         else:
-            self._settle(post, None)
-
-    def _expire(self, now: float) -> None:
-        overdue = itertools.takewhile(lambda flight: flight[1][0] <= now, self._flying.items())
-        for wire, (_, post) in list(overdue):
             del self._flying[wire]
             self._wires.drop(wire)
-            post.timeouts += 1
             self._settle(post, None)
 
-    def _settle(self, post: _Post, status: int | None) -> None:
-        """Take note of an answer (None: there was none), and rest the post if it is worth repeating."""
-        post.attempts += 1
-        post.outcome = "delivered" if status == 200 else "gone" if status == 410 else "failed"
+    def _replace(self, wire: Wire) -> None:
+        """Have a new wire carry what a dead one did not. Those still idle may have died with it."""
+        post = self._flying.pop(wire)
+        post.replaced = post.needs_new_wire = True
+        self._wires.drop(wire)
+        self._wires.drop_idle()
+        self._ready.appendleft(post)
+
+    def _next_review(self) -> float:
+        oldest = next(iter(self._flying.values()))
+        return max(oldest.sent + SLOW_SECONDS, self._reviewed + REVIEW_SECONDS)
+
+    def _review(self, now: float) -> None:
+        """Look at the slow posts.
+
+        Wires that were kept from an earlier batch may all have died without a word, in a Lambda freeze for
+        example. As long as none of them has answered, one of their posts is repeated on a new wire. If that
+        is answered, the kept wires are dead, and the others follow. If it is not, the endpoint is slow.
+        """
+        if not self._flying or now < self._next_review():
+            return
+        self._reviewed = now
+        slow = list(
+            itertools.takewhile(lambda entry: entry[1].sent + SLOW_SECONDS <= now, self._flying.items())
+        )
+        unanswered = sum(wire.is_open for wire, _ in slow)
+        oldest = slow[0][1]
+        if (
+            now - oldest.sent >= POST_TIMEOUT_SECONDS
+            and unanswered >= CROWD
+            and unanswered > self._balance - oldest.balance
+        ):
+            self._timeout = SLOW_TIMEOUT_SECONDS
+        for wire, post in slow:
+            if wire.kept and not self._trusts_kept and (self._answered or not self._probed):
+                self._probed = True
+                self._replace(wire)
+            elif now - post.sent >= (self._timeout if wire.is_open else POST_TIMEOUT_SECONDS):
+                del self._flying[wire]
+                self._wires.drop(wire)
+                post.timeouts += wire.status is None
+                self._settle(post, wire.status)
+
+    def _settle(self, post: _Post, status: int | None) -> float:
+        """Take note of an answer (None: there was none), and rest the post if it is worth repeating.
+
+        Return the time that it is.
+        """
         now = time.monotonic()
+        post.attempts += 1
+        post.needs_new_wire = status is None
+        post.outcome = "delivered" if status == 200 else "failed"
+        if status == 200:
+            self._unsettled -= 1
+            return now
         if status == 429:
             self._posted.throttled += 1
             post.throttled += 1
@@ -279,13 +364,20 @@ class _Batch:
             if post.throttled_since is None:
                 post.throttled_since = now
                 self._crowd += 1
+        if status == 410 and not post.recipient.in_handshake():
+            if post.gone_once:
+                post.outcome = "gone"
+            post.gone_once = True
         if self._is_worth_repeating(post, status, now):
             doubled = FIRST_BACKOFF_SECONDS * 2 ** min(post.attempts - 1, 10)
             longest = min(LONGEST_BACKOFF_SECONDS, doubled)
-            wake = now + random.uniform(0, longest)  # noqa: S311 - jitter needs no secrecy
-            heapq.heappush(self._resting, (wake, id(post), post))
-        else:
-            self._unsettled -= 1
+            pause = random.uniform(0, longest)  # noqa: S311 - jitter needs no secrecy
+            wake = now + (GONE_AGAIN_SECONDS if status == 410 and post.gone_once else pause)
+            if wake < self._deadline:
+                heapq.heappush(self._resting, (wake, id(post), post))
+                return now
+        self._unsettled -= 1
+        return now
 
     def _is_worth_repeating(self, post: _Post, status: int | None, now: float) -> bool:
         spent = post.attempts
@@ -293,12 +385,8 @@ class _Batch:
             if status == 429:
                 return now - post.throttled_since < THROTTLED_SECONDS
             spent -= post.throttled
-        transient = (
-            post.recipient.in_handshake()
-            if status == 410
-            else status is None or status == 429 or status >= 500
-        )
-        return transient and spent < ATTEMPTS and post.timeouts < POST_TIMEOUTS
+        transient = status is None or status in (410, 429) or status >= 500
+        return transient and post.outcome != "gone" and spent < ATTEMPTS and post.timeouts < POST_TIMEOUTS
 
     def _next_moment(self) -> float:
         """When something is to be done even if no answer comes."""
@@ -308,12 +396,16 @@ class _Batch:
         if self._resting:
             moments.append(self._resting[0][0])
         if self._flying:
-            moments.append(next(iter(self._flying.values()))[0])
+            moments.append(self._next_review())
         return min(moments)
 
 
 class _Wires:
-    """The HTTP connections to one origin: opened as they are needed, and reused last in, first out."""
+    """The HTTP connections to one origin: opened as they are needed, and reused last in, first out.
+
+    A wire that is given back is free after the next `wait`, if that has nothing to report of it: bytes that
+    follow an answer must not pass for the answer to the next request.
+    """
 
     def __init__(self, endpoint: str) -> None:
         url = urlsplit(endpoint)
@@ -324,18 +416,35 @@ class _Wires:
         self._selector = selectors.DefaultSelector()
         self._watched: dict[Wire, int] = {}
         self._idle: list[tuple[float, Wire]] = []
+        self._given_back: list[tuple[float, Wire]] = []
         self._resolver = ThreadPoolExecutor(max_workers=1, thread_name_prefix="resolver")
         self._addresses: Iterator[Address] = iter(())
         self._addresses_until = 0.0
         self._unresolved_until = 0.0
 
-    def take(self, now: float, deadline: float) -> Wire:
-        """An idle wire, or a new one. Raises one of BROKEN when the host has no address."""
-        while self._idle:
-            idle_since, wire = self._idle.pop()
-            if now - idle_since < IDLE_SECONDS:
-                return wire
-            self.drop(wire)
+    def begin(self) -> None:
+        """Have the wires that an earlier batch left looked at before they are used."""
+        self._given_back, self._idle = self._idle + self._given_back, []
+        for _, wire in self._given_back:
+            wire.kept = True
+
+    def take(self, now: float, deadline: float, new: bool) -> Wire | None:
+        """An idle wire, or a new one; None if one will be free after the next `wait`.
+
+        With `new`, a new one, which takes the place of one that is free. Raises one of BROKEN when the host
+        has no address.
+        """
+        if new:
+            for _, spare in (self._idle or self._given_back)[:1]:
+                self.drop(spare)
+        else:
+            while self._idle:
+                idle_since, wire = self._idle.pop()
+                if now - idle_since < IDLE_SECONDS:
+                    return wire
+                self.drop(wire)
+            if self._given_back:
+                return None
         if now < self._unresolved_until:
             raise OSError(f"{self._host} was not resolved a moment ago")
         if now >= self._addresses_until:
@@ -357,8 +466,11 @@ class _Wires:
         self._watched[wire] = wire.wants
 
     def wait(self, seconds: float) -> list[Wire]:
-        """The wires that are ready, after at most so many seconds."""
-        return [key.data for key, _ in self._selector.select(max(0, seconds))]
+        """The wires that are ready, after at most so many seconds. One that is idle has no more to say."""
+        ready = [key.data for key, _ in self._selector.select(max(0, seconds))]
+        self._idle += self._given_back
+        self._given_back = []
+        return ready
 
     def give_back(self, wire: Wire) -> None:
         """Keep a wire whose answer is complete for the next request, if its server agrees."""
@@ -366,16 +478,18 @@ class _Wires:
             self.drop(wire)
             return
         self._tls_session = self._tls_session or wire.tls_session()
-        self._idle.append((time.monotonic(), wire))
+        wire.kept = False
+        self._given_back.append((time.monotonic(), wire))
 
     def drop_idle(self) -> None:
         """Close the wires that carry no request."""
-        for _, wire in list(self._idle):
+        for _, wire in self._idle + self._given_back:
             self.drop(wire)
 
     def drop(self, wire: Wire) -> None:
         """Close a wire, idle or not."""
         if self._watched.pop(wire, None) is not None:
             self._selector.unregister(wire)
-        self._idle = [entry for entry in self._idle if entry[1] is not wire]
+        for free in self._idle, self._given_back:
+            free[:] = [entry for entry in free if entry[1] is not wire]
         wire.close()

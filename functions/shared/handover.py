@@ -46,10 +46,15 @@ class HandedOver:
 
 
 def missed_users(undelivered: Iterable[Mapping[str, str]]) -> list[Missed]:
-    """One `Missed` a user from the entries of an `offline-batch`, which are one a connection."""
+    """One `Missed` a user from the entries of an `offline-batch`, which are one a connection.
+
+    Entries that name no user are left out.
+    """
     users: dict[str, Missed] = {}
     for entry in undelivered:
-        missed = users.setdefault(entry["userId"], Missed(entry["userId"], entry["reason"]))
+        if not (user_id := entry.get("userId")):
+            continue
+        missed = users.setdefault(user_id, Missed(user_id, entry["reason"]))
         if "connectionId" in entry:
             missed.connection_ids.append(entry["connectionId"])
     return list(users.values())

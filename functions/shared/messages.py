@@ -18,12 +18,19 @@ message; the difference is room for that wrapper. [API Gateway WebSocket quotas]
 MAX_RESUMED_BYTES = 32_000
 """A `resumed` message is one frame, kept under 32 KB however the K is read."""
 
-CLOCK_SKEW_SECONDS = 30
-"""How far a message's id may lie from its broadcast's start; ids outside it are refused."""
+ID_AHEAD_SECONDS = 10
+ID_BEHIND_SECONDS = 30
+"""How far the time in a message's id may lie after and before the start of its broadcast, which is a time of
+the server's; other ids are refused. After it lies only what a sender's clock is fast; before it also the time
+that a sender takes to repeat a call that starts a broadcast."""
 
-RESUME_OVERLAP_SECONDS = 120
-"""How much a resume reads again before the last id seen: ids are made at a broadcast's start, and recording
-may take until Accept and Record have used up their retries. tests/contract/test_asl.py holds them to it."""
+RESUME_OVERLAP_SECONDS = 240
+"""How much a resume reads again before the position that it is given.
+
+A message that is recorded after a resume has read the queue must lie within this of every id that the resume
+returned. Its id may be ID_BEHIND_SECONDS older than its broadcast, which may take all retries of Accept,
+Claim and Record to record it; the id returned may be ID_AHEAD_SECONDS newer than the resume.
+tests/contract/test_asl.py adds them up. Queries of the queue are consistent, so no index lags behind."""
 
 RESUME_PAGE = 50
 """Messages read per audience and resume: a few full frames' worth of ordinary messages."""
@@ -55,16 +62,29 @@ def serialise(message: Mapping[str, Any]) -> str:
 
 def envelope(request: Mapping[str, Any], identifier: str, sent_at: float) -> str:
     """The JSON text that every recipient gets for a valid broadcast request, byte for byte."""
-    message = {
+    said = _said(request)
+    return serialise({"type": said.pop("type"), "id": identifier, "sentAt": iso(sent_at), **said})
+
+
+def digest(request: Mapping[str, Any]) -> str:
+    """A SHA-256 (hex) of what a valid broadcast request says to its recipients, in any order of keys.
+
+    It covers type, sender, payload and shelterId. Target, offline policy, id and time are left out: the same
+    message may be sent again, later and to more people.
+    """
+    canonical = json.dumps(_said(request), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return sha256(canonical.encode()).hexdigest()
+
+
+def _said(request: Mapping[str, Any]) -> dict[str, Any]:
+    said = {
         "type": request["type"],
-        "id": identifier,
-        "sentAt": iso(sent_at),
         "sender": request.get("sender", {"service": "unnamed"}),
         "payload": request["payload"],
     }
     if "shelterId" in request:
-        message["shelterId"] = request["shelterId"]
-    return serialise(message)
+        said["shelterId"] = request["shelterId"]
+    return said
 
 
 @dataclass(frozen=True)

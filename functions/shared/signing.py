@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from typing import Protocol
 from urllib.parse import quote, urlsplit
 
+from functions import __version__
+
 ALGORITHM = "AWS4-HMAC-SHA256"
 SERVICE = "execute-api"
 
@@ -64,10 +66,12 @@ class PostSigner:
         self._to_sign = hmac.new(_signing_key(credentials.secret_key, scope), digestmod=hashlib.sha256)
         self._to_sign.update(f"{ALGORITHM}\n{stamp}\n{scope}\n".encode())
         # Not signed, so that it may differ from what a proxy on the way makes of it.
-        trace = f"x-amzn-trace-id: {trace_id}\r\n" if trace_id else ""
+        unsigned = f"user-agent: muster/{__version__}\r\n"
+        if trace_id:
+            unsigned += f"x-amzn-trace-id: {trace_id}\r\n"
         wire_headers = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._head_end = (
-            f" HTTP/1.1\r\n{wire_headers}{trace}content-length: {len(body)}\r\n"
+            f" HTTP/1.1\r\n{wire_headers}{unsigned}content-length: {len(body)}\r\n"
             f"authorization: {ALGORITHM} Credential={credentials.access_key}/{scope}, "
             f"SignedHeaders={signed}, Signature="
         )

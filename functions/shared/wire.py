@@ -1,8 +1,8 @@
 """One kept-alive HTTP/1.1 connection that never blocks: the part of an HTTP client that posting needs.
 
 A wire carries one request at a time. Its owner starts a request, waits with a selector until the socket is
-ready for what `wants` says, and advances the wire, which gives the answer's status once the answer is
-complete. Whatever goes wrong raises one of BROKEN; the wire is then of no more use and is to be closed.
+ready for what `wants` says, and advances the wire, which returns the status of the answer. Everything that
+goes wrong raises one of BROKEN; the wire is then of no more use and is to be closed.
 """
 
 import re
@@ -18,10 +18,8 @@ BROKEN = (OSError, ValueError)
 MAX_ANSWER_BYTES = 65_536
 """The answers of `@connections` are a few hundred bytes; more is no answer."""
 
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r", re.IGNORECASE)
-_CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked\r", re.IGNORECASE)
-_CLOSE = re.compile(rb"\r\nconnection: *close\r", re.IGNORECASE)
-_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)[ \r]")
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,5})[ \t]*\r\n(?![ \t])")
 
 Address = tuple[int, Any]
 """An address family and the address in it, as `socket.getaddrinfo` gives them."""
@@ -44,28 +42,40 @@ class Wire:
         self._unsent = b""
         self._received = b""
         self.wants = selectors.EVENT_WRITE
+        self.kept = False
+        """Whether it is left from an earlier batch and has not answered since: it may be dead."""
         self.used = False
         """Whether an answer has come through it: a used wire may have died while it was idle."""
-        self.reusable = True
-        """Whether the last answer lets the connection stay open."""
+        self.answering = False
+        """Whether part of an answer has come: the server took the request."""
+        self.status: int | None = None
+        """The status of the answer as soon as it is known, even if the rest never comes."""
+        self.reusable = False
+        """Whether the answer was read to its end and the connection can carry another request."""
 
     def fileno(self) -> int:
         """The socket's file descriptor, for the selector."""
         return self._socket.fileno()
 
     @property
-    def answering(self) -> bool:
-        """Whether part of an answer has come: the request was taken, and is not to be sent again unasked."""
-        return bool(self._received)
+    def is_open(self) -> bool:
+        """Whether the TCP connection, and TLS if any, is established."""
+        return self._open
 
     def start(self, request: bytes) -> None:
         """Send a request, or as much of it as the socket takes now. The wire must be idle."""
         self._unsent, self._received = request, b""
+        self.answering = self.reusable = False
+        self.status = None
         if self._open:
             self._send()
 
     def advance(self) -> int | None:
-        """Do what the socket is ready for. Return the status of a complete answer, else None."""
+        """Do what the socket is ready for. Return the status of an answer that has ended, else None.
+
+        An answer ends with the bytes that its Content-Length announces. One that is framed in another way, or
+        not at all, ends with its head: only the status matters, and the wire is then not `reusable`.
+        """
         if not self._open:
             self._open_up()
         elif self._unsent:
@@ -116,26 +126,55 @@ class Wire:
             data = self._socket.recv(MAX_ANSWER_BYTES)
         except (BlockingIOError, ssl.SSLWantReadError):
             return None
+        except OSError:
+            if self.status is None:
+                raise
+            return self.status
         if not data:
-            raise ConnectionResetError("closed before the answer was complete")
+            if self.status is None:
+                raise ConnectionResetError("closed before the answer was complete")
+            return self.status
+        self.answering = True
         self._received += data
-        end = self._received.find(b"\r\n\r\n") + 4
-        if end < 4 or not self._body_is_complete(end):
-            if len(self._received) > MAX_ANSWER_BYTES:
-                raise ValueError("the answer is longer than any that @connections gives")
-            return None
-        status = _STATUS.match(self._received)
-        if not status:
-            raise ValueError("the answer is no HTTP/1.1")
+        self.status, missing = read_answer(self._received)
+        if self.status is None or missing:
+            if len(self._received) <= MAX_ANSWER_BYTES:
+                return None
+            raise ValueError("the answer is longer than any that @connections gives")
         self.used = True
-        self.reusable = not _CLOSE.search(self._received, 0, end)
-        self._received = b""
-        return int(status[1])
+        self.reusable = missing == 0
+        return self.status
 
-    def _body_is_complete(self, start: int) -> bool:
-        length = _LENGTH.search(self._received, 0, start)
-        if length:
-            return len(self._received) >= start + int(length[1])
-        if _CHUNKED.search(self._received, 0, start):
-            return self._received.endswith(b"0\r\n\r\n")
-        return True
+
+def read_answer(received: bytes) -> tuple[int | None, int | None]:
+    """The status of the final answer in all that was received for one request, and how its body is framed.
+
+    The status is None as long as the answer's head is not complete; 1xx answers are skipped. The second value
+    is the number of bytes that are still to come. 0: the answer was read to its end. None: nobody can tell
+    where it ends, or there is more than it announces, or its server closes, so that the connection must not
+    carry another request. Raises ValueError for what is no HTTP/1.
+    """
+    start = 0
+    while True:
+        end = received.find(b"\r\n\r\n", start) + 4
+        if end < 4:
+            return None, None
+        line = _STATUS.match(received, start)
+        if not line:
+            raise ValueError("the answer is no HTTP/1.1")
+        minor, status = line.groups()
+        if status >= b"200":
+            break
+        start = end
+    head = received[start:end].lower()
+    length = _LENGTH.search(head)
+    if (
+        minor == b"0"
+        or not length
+        or head.count(b"content-length") > 1
+        or b"transfer-encoding" in head
+        or b"close" in head
+    ):
+        return int(status), None
+    missing = end + int(length[1]) - len(received)
+    return int(status), missing if missing >= 0 else None

@@ -1,16 +1,34 @@
-"""How the commands print: results on stdout, everything about the work itself on stderr."""
+"""How the commands print: results on stdout, everything about the work itself on stderr.
 
+Text is printed as it is: `[/x]`, `:secret:` and `[dev]` in a path, an ARN or an error of Terraform are not
+markup. Style comes from `style=` and from `rich.text.Text` only.
+"""
+
+import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import typer
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
-stdout = Console(soft_wrap=True)
-stderr = Console(stderr=True, soft_wrap=True)
+stdout = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+stderr = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 _QUIET_SECONDS = 15.0
+
+
+def echo_json(value: object, *, indent: int | None = None) -> None:
+    """Print JSON for programs, in the characters that stdout can take; the others are escaped."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:  # a lone surrogate, or a stdout that is not UTF-8
+        text = json.dumps(value, indent=indent)
+    typer.echo(text)
 
 
 class ConsoleProgress:
@@ -25,35 +43,34 @@ class ConsoleProgress:
         """Print how long the previous step took, and begin the next."""
         self.finish()
         self._step, self._began = text, time.monotonic()
-        self._status.update(f"{text}...")
+        self._status.update(Text(f"{text}..."))
         if not stderr.is_terminal:
             self._print(f"{text}...")
 
     def detail(self, text: str) -> None:
         """Show it beside the spinner, or once in a while as a line."""
-        self._status.update(f"{self._step}... [dim]{text}[/dim]")
+        self._status.update(Text.assemble(f"{self._step}... ", (text, "dim")))
         if not stderr.is_terminal and time.monotonic() - self._printed > _QUIET_SECONDS:
             self._print(f"  {text}")
 
     def finish(self) -> None:
         """Leave the current step behind as a line with its duration."""
         if self._step and stderr.is_terminal:
+            seconds = f"{time.monotonic() - self._began:.1f} s"
             with suppress(OSError):
-                stderr.print(
-                    f"[green]✓[/green] {self._step} [dim]{time.monotonic() - self._began:.1f} s[/dim]"
-                )
+                stderr.print(Text.assemble(("✓", "green"), f" {self._step} ", (seconds, "dim")))
         self._step = ""
 
     def _print(self, text: str) -> None:
         self._printed = time.monotonic()
         with suppress(OSError):  # a terminal that has gone away must not stop a clean-up
-            stderr.print(text, highlight=False, markup=False)
+            stderr.print(text)
 
 
 @contextmanager
 def progress() -> Iterator[ConsoleProgress]:
     """Show progress while the block runs; its last step counts as done unless the block raises."""
-    with stderr.status("") as status:
+    with stderr.status(Text()) as status:
         shown = ConsoleProgress(status)
         yield shown
         shown.finish()

@@ -1,8 +1,6 @@
 """`muster demo`: the whole pipeline on this machine, with a verdict."""
 
 import asyncio
-import json
-import resource
 import signal
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
@@ -16,8 +14,9 @@ from typing import Annotated, Any, Self, TypeVar
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
-from muster.cli.console import progress, stderr, stdout
+from muster.cli.console import echo_json, progress, stderr, stdout
 from muster.demo import FEWEST_CLIENTS, Missed, Report, run
 from muster.errors import MusterError
 from muster.outputs import Outputs
@@ -53,7 +52,7 @@ def demo(
     with _Interrupts() as interrupts, progress() as shown, _temporary_stack(port, keep, shown) as outputs:
         report = interrupts.run(run(outputs, clients, shown))
     if as_json:
-        typer.echo(json.dumps(asdict(report) | {"passed": not report.problems}, indent=2))
+        echo_json(asdict(report) | {"passed": not report.problems}, indent=2)
     else:
         _print(report)
     if report.problems:
@@ -69,8 +68,9 @@ class _Interrupts:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+            number = getattr(signal, name, None)
+            if number and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 self._before[number] = signal.signal(number, self._interrupt)
         return self
 
@@ -129,6 +129,10 @@ def _temporary_stack(port: int, keep: bool, shown: Progress) -> Iterator[Outputs
 
 def _allow_many_sockets(wanted: int = 4096) -> None:
     """Raise how many files this process and the emulator it starts may open; macOS begins with 256."""
+    try:
+        import resource  # noqa: PLC0415 - not on Windows, which has no such limit
+    except ImportError:
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     enough = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < enough:
@@ -160,12 +164,12 @@ def _print(report: Report) -> None:
     limits.add_column("limit ms", justify="right")
     limits.add_column("")
     for limit in report.limits:
-        verdict = "[green]met[/green]" if limit.met else "[red]missed[/red]"
+        verdict = Text("met", "green") if limit.met else Text("missed", "red")
         limits.add_row(limit.name, f"{limit.measured_ms:.0f}", f"{limit.limit_ms:.0f}", verdict)
     stdout.print(limits)
     _print_missed(report.missed)
     if not report.problems:
-        stdout.print("[green]Every client got exactly what was meant for it, once, and nothing else.[/green]")
+        stdout.print("Every client got exactly what was meant for it, once, and nothing else.", style="green")
 
 
 def _print_missed(missed: Missed) -> None:

@@ -7,22 +7,28 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from muster.broadcaster import Broadcaster, Execution, MessageType, Offline, Receipt
-from muster.cli.console import stderr, stdout
-from muster.cli.options import OutputsOption, StateDirOption, resolve_outputs
+from muster.cli.console import echo_json, stderr, stdout
+from muster.cli.options import OutputsOption, StateDirOption, resolve_outputs, seconds, url
 from muster.client import Client, Refused
 from muster.errors import MusterError
+from muster.faults import unserialisable
 from muster.tokens import DEFAULT_LIFETIME, TokenIssuer, issue_token
 
 app = typer.Typer()
 
 SENDER = {"service": "muster-cli"}
+
+LONGEST_TTL = 2**31 - 1
+"""68 years: the time of its end stays a date that every library can read."""
 
 
 class JsonObject(dict[str, Any]):
@@ -31,18 +37,23 @@ class JsonObject(dict[str, Any]):
 
 def json_object(text: str) -> JsonObject:
     """Take a JSON object as text, from a file (`@file`) or from standard input (`-`)."""
+    document: str | bytes = text
     try:
         if text == "-":
-            text = sys.stdin.read()
+            document = sys.stdin.read()
         elif text.startswith("@"):
-            text = Path(text[1:]).read_text()
-        value = json.loads(text)
+            document = Path(text[1:]).read_bytes()  # JSON tells its encoding by its first bytes
+        value = json.loads(document)
     except OSError as error:
         raise typer.BadParameter(f"{text[1:]} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise typer.BadParameter(f"this is not JSON: {error}.") from error
+    except RecursionError as error:
+        raise typer.BadParameter("this nests too deep: flatten it.") from error
     if not isinstance(value, dict):
         raise typer.BadParameter('this is JSON, but not an object: write {"name": value}.')
+    if fault := unserialisable(value):
+        raise typer.BadParameter(f"{fault}.")
     return JsonObject(value)
 
 
@@ -82,7 +93,13 @@ TokenOption = Annotated[
 ]
 UrlOption = Annotated[
     str | None,
-    typer.Option("--url", metavar="URL", help="The websocket_url to connect to.", show_default=False),
+    typer.Option(
+        "--url",
+        metavar="URL",
+        parser=url("ws", "wss"),
+        help="The websocket_url to connect to.",
+        show_default=False,
+    ),
 ]
 TargetOption = Annotated[
     list[str],
@@ -104,9 +121,9 @@ PayloadOption = Annotated[
 @app.command()
 def token(
     user_id: Annotated[str, typer.Argument(metavar="USER_ID", help="The user, such as admin-ada.")],
-    ttl: Annotated[int, typer.Option(min=1, metavar="SECONDS", help="How long the token is valid.")] = int(
-        DEFAULT_LIFETIME.total_seconds()
-    ),
+    ttl: Annotated[
+        int, typer.Option(min=1, max=LONGEST_TTL, metavar="SECONDS", help="How long the token is valid.")
+    ] = int(DEFAULT_LIFETIME.total_seconds()),
     outputs: OutputsOption = None,
     state_dir: StateDirOption = None,
 ) -> None:
@@ -124,7 +141,9 @@ def listen(
     resume: Annotated[
         str | None,
         typer.Option(
-            metavar="ID", help="Begin with what was sent since this message id.", show_default=False
+            metavar="POSITION",
+            help="Go on where an earlier listen stopped: the position that it printed at its end.",
+            show_default=False,
         ),
     ] = None,
     count: Annotated[
@@ -132,7 +151,7 @@ def listen(
     ] = None,
     timeout: Annotated[
         float | None,
-        typer.Option(min=0, metavar="SECONDS", help="Stop after this time.", show_default=False),
+        typer.Option(metavar="SECONDS", parser=seconds, help="Stop after this time.", show_default=False),
     ] = None,
     url: UrlOption = None,
     outputs: OutputsOption = None,
@@ -141,9 +160,10 @@ def listen(
     """Print every message to a user as one line of JSON.
 
     Stays connected until Ctrl-C, reconnects and resumes when the connection is lost, and tells so on stderr.
-    Exits with 1 when --timeout passes before --count messages have arrived.
+    At its end it prints on stderr the position for --resume: the last id that a resume has brought, not the
+    last one printed. Exits with 1 when --timeout passes before --count messages have arrived.
     """
-    client = _client(user, token, url, outputs, state_dir, resume_after=resume)
+    client = _client(user, token, url, outputs, state_dir, position=resume)
     narrator = logging.getLogger("muster.client")
     narrator.setLevel(logging.INFO)
     narrator.addHandler(logging.StreamHandler())
@@ -155,6 +175,9 @@ def listen(
         # The reader of a pipe has gone (`| head -1`). Python would complain about stdout once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
+    finally:
+        if client.position:
+            typer.echo(f"To go on from here: --resume {client.position}", err=True)
     if count and printed < count:
         raise MusterError(f"{printed} of {count} messages arrived within {timeout:g} s.")
 
@@ -186,7 +209,7 @@ def send(
         reply, code = asyncio.run(exchange(_client(user, token, url, outputs, state_dir))), 0
     except Refused as refusal:
         reply, code = refusal.reply, 1
-    typer.echo(json.dumps(reply, ensure_ascii=False))
+    echo_json(reply)
     raise typer.Exit(code)
 
 
@@ -213,7 +236,9 @@ def broadcast(
         typer.Option(help="Publish to SNS for those not reached, for the whole target as well, or never."),
     ] = "fallback",
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the receipt and show it.")] = False,
-    timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long --wait waits.")] = 120.0,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", parser=seconds, help="How long --wait waits.")
+    ] = 120.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
     state_machine_arn: Annotated[
         str | None,
@@ -228,20 +253,21 @@ def broadcast(
     """
     if (type == "shelter_update") != (shelter_id is not None):
         raise typer.BadParameter("a shelter_update needs --shelter-id, and the other types take none.")
+    target = parse_target(to)
     broadcaster = (
         Broadcaster(state_machine_arn)
         if state_machine_arn
         else Broadcaster.from_outputs(resolve_outputs(outputs, state_dir))
     )
     execution = broadcaster.start(
-        type, parse_target(to), payload, offline=offline, shelter_id=shelter_id, sender=SENDER, name=name
+        type, target, payload, offline=offline, shelter_id=shelter_id, sender=SENDER, name=name
     )
     if execution.already_started:
         stderr.print(f"The broadcast {execution.name} had been started before; nothing new was sent.")
     receipt = _wait(broadcaster, execution, timeout) if wait else None
     if as_json:
         described = {"execution": execution.arn, "alreadyStarted": execution.already_started}
-        typer.echo(json.dumps(described | ({"receipt": receipt.to_dict()} if receipt else {})))
+        echo_json(described | ({"receipt": receipt.to_dict()} if receipt else {}))
     elif receipt:
         stdout.print(_receipt_table(receipt, execution))
         if not (receipt.audience or receipt.offline or receipt.notified):
@@ -260,20 +286,17 @@ def _client(
     outputs_file: Path | None,
     state_dir: Path | None,
     *,
-    resume_after: str | None = None,
+    position: str | None = None,
 ) -> Client:
-    if token is None and user is None:
-        token = os.environ.get("MUSTER_TOKEN")
-    if (user is None) == (token is None):
+    credential = token or ("" if user else os.environ.get("MUSTER_TOKEN", "").strip())
+    if bool(user) == bool(credential):
         raise typer.BadParameter("say who connects: either --user, or --token (or set MUSTER_TOKEN).")
-    if token and url:
-        return Client(url, token, resume_after=resume_after)
+    if not user:
+        address = url or resolve_outputs(outputs_file, state_dir).websocket_url
+        return Client(address, credential, position=position)
     outputs = resolve_outputs(outputs_file, state_dir)
-    address = url or outputs.websocket_url
-    if token:
-        return Client(address, token, resume_after=resume_after)
-    issuer = TokenIssuer.from_outputs(outputs)
-    return Client(address, lambda: issuer.issue(str(user)), resume_after=resume_after)
+    issue = partial(TokenIssuer.from_outputs(outputs).issue, user)
+    return Client(url or outputs.websocket_url, issue, position=position)
 
 
 async def _print_messages(client: Client, count: int | None, timeout: float | None) -> int:
@@ -281,7 +304,7 @@ async def _print_messages(client: Client, count: int | None, timeout: float | No
     try:
         async with asyncio.timeout(timeout), client:
             async for message in client:
-                typer.echo(json.dumps(message, ensure_ascii=False))
+                echo_json(message)
                 printed += 1
                 if printed == count:
                     break
@@ -291,9 +314,9 @@ async def _print_messages(client: Client, count: int | None, timeout: float | No
 
 
 def _wait(broadcaster: Broadcaster, execution: Execution, timeout: float) -> Receipt:
-    with stderr.status("Broadcasting...") as status:
+    with stderr.status(Text("Broadcasting...")) as status:
         return broadcaster.wait(
-            execution, timeout, on_poll=lambda waited: status.update(f"Broadcasting... {waited:.1f} s")
+            execution, timeout, on_poll=lambda waited: status.update(Text(f"Broadcasting... {waited:.1f} s"))
         )
 
 

@@ -1,13 +1,63 @@
-"""Options that several commands share, and the console they print to."""
+"""What several commands share: options, and checks of what is given on the command line."""
 
+from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
+from typer.core import TyperCommand
 
 from muster.errors import OutputsError
 from muster.outputs import Outputs
 from muster.stack import Stack
+
+
+class Command(TyperCommand):
+    """A command that refuses empty arguments: they come from variables that a script failed to set."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Check the arguments before they are parsed; Terraform's own are passed on as they are."""
+        before = ""
+        for argument in () if self.ignore_unknown_options else args:
+            option, equals, value = argument.partition("=")
+            if equals and option.startswith("--") and not value.strip():
+                ctx.fail(f"{option} is empty: give it a value, or leave it out.")
+            if not argument.strip():
+                name = f"The value of {before}" if before.startswith("-") else "An argument"
+                ctx.fail(f"{name} is empty: give a value, or leave it out.")
+            before = argument
+        return super().parse_args(ctx, args)
+
+
+def url(*schemes: str) -> Callable[[str], str]:
+    """Return a parser of URLs. It never quotes one, which may hold a password."""
+
+    def parse(text: str) -> str:
+        try:
+            parts = urlsplit(text)
+            host = (parts.hostname or "").encode("idna")
+            usable = parts.scheme in schemes and host and parts.port != 0 and parts.username is None
+        except ValueError:  # of the port, the brackets of IPv6, or a host name that cannot exist
+            usable = False
+        if not usable:
+            raise typer.BadParameter(
+                f"write {schemes[-1]}://HOST or {schemes[-1]}://HOST:PORT, with a port from 1 to 65535 "
+                "and without user and password."
+            )
+        return text
+
+    return parse
+
+
+def seconds(text: str) -> float:
+    """Take a number of seconds that can be waited for."""
+    value = float(text)
+    if not isfinite(value) or value < 0:
+        raise typer.BadParameter("write a number of seconds, 0 or more.")
+    return value
+
 
 OutputsOption = Annotated[
     Path | None,
@@ -27,6 +77,7 @@ StateDirOption = Annotated[
         "--state-dir",
         envvar="MUSTER_STATE_DIR",
         metavar="DIR",
+        file_okay=False,
         help="Where the local stack keeps its state. Default: .muster in the checkout.",
         show_default=False,
     ),
@@ -37,10 +88,15 @@ def resolve_outputs(outputs: Path | None, state_dir: Path | None = None) -> Outp
     """Return the outputs that `--outputs` names, else the running local stack's, else raise OutputsError."""
     if outputs is not None:
         return Outputs.read(outputs)
-    local = Stack(state_dir).status().outputs
-    if local is None:
+    local = Stack(state_dir).status()
+    if local.outputs is not None:
+        return local.outputs
+    if local.phase == "ready":
         raise OutputsError(
-            "There is no stack to talk to: the local one is not up and no outputs were given.",
-            fix="Run `muster up`, or pass --outputs with what `terraform output -json` printed.",
+            "The local stack was brought up by another version of Muster.",
+            fix="Run `muster up`, which brings it up to date.",
         )
-    return local
+    raise OutputsError(
+        "There is no stack to talk to: the local one is not up and no outputs were given.",
+        fix="Run `muster up`, or pass --outputs with what `terraform output -json` printed.",
+    )

@@ -1,7 +1,6 @@
 """`muster up`, `down`, `status`, `build` and `terraform`: the local stack and what is deployed."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -9,8 +8,8 @@ import typer
 from rich.table import Column, Table
 
 from muster import bundle
-from muster.cli.console import progress, stdout
-from muster.cli.options import StateDirOption
+from muster.cli.console import echo_json, progress, stdout
+from muster.cli.options import StateDirOption, url
 from muster.stack import DEFAULT_PORT, Stack
 from muster.terraform import become
 
@@ -29,7 +28,11 @@ def up(
     ] = None,
     endpoint: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Deploy to an emulator that runs already, such as LocalStack."),
+        typer.Option(
+            metavar="URL",
+            parser=url("https", "http"),
+            help="Deploy to an emulator that runs already, such as LocalStack.",
+        ),
     ] = None,
     state_dir: StateDirOption = None,
     as_json: JsonOption = False,
@@ -42,11 +45,11 @@ def up(
     with progress() as shown:
         outputs = Stack(state_dir, port=port, endpoint=endpoint, progress=shown).up()
     if as_json:
-        typer.echo(json.dumps(outputs.to_dict(), indent=2))
+        echo_json(outputs.to_dict(), indent=2)
         return
-    stdout.print(f"The local stack is up on {outputs.endpoint_url}", highlight=False)
-    stdout.print(f"Clients connect to {outputs.websocket_url}", highlight=False)
-    stdout.print("Try: muster listen --user admin-ada", highlight=False)
+    stdout.print(f"The local stack is up on {outputs.endpoint_url}")
+    stdout.print(f"Clients connect to {outputs.websocket_url}")
+    stdout.print("Try: muster listen --user admin-ada")
 
 
 @app.command()
@@ -66,7 +69,7 @@ def status(state_dir: StateDirOption = None, as_json: JsonOption = False) -> Non
         pid = now.process.pid if now.process else None
         outputs = now.outputs.to_dict() if now.outputs else None
         report = {"phase": now.phase, "endpoint_url": now.endpoint_url, "pid": pid, "outputs": outputs}
-        typer.echo(json.dumps(report, indent=2))
+        echo_json(report, indent=2)
     elif now.phase == "down":
         stdout.print("The local stack is down. `muster up` starts it.")
     else:
@@ -74,6 +77,8 @@ def status(state_dir: StateDirOption = None, as_json: JsonOption = False) -> Non
         stdout.print(f"The local stack is {now.phase} on {now.endpoint_url}{process}")
         if now.outputs:
             stdout.print(f"Clients connect to {now.outputs.websocket_url}")
+        elif now.phase == "ready":
+            stdout.print("Another version of Muster brought it up. `muster up` brings it up to date.")
     raise typer.Exit(0 if now.phase == "ready" else 1)
 
 
@@ -83,18 +88,21 @@ def build(
     arch: Annotated[
         bundle.Architecture, typer.Option(help="Instruction set the layer is for.")
     ] = bundle.ARCHITECTURE,
-    out: Annotated[Path, typer.Option(help="Directory to write to; Terraform's bundle_dir.")] = Path("build"),
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Directory to write to; Terraform's bundle_dir.")
+    ] = Path("build"),
 ) -> None:
     """Build functions.zip, layer.zip and bundle.json for AWS. The same commit gives the same bytes."""
     with progress() as shown:
         shown.step("Building the Lambda bundle")
         made = bundle.build(out, runtime=runtime, architecture=arch)
-    table = Table("file", Column("size", justify="right"), "sha256", box=None, pad_edge=False)
+    name, size = Column("file", overflow="fold"), Column("size", justify="right")
+    table = Table(name, size, "sha256", box=None, pad_edge=False)
     for path in (made.functions, made.layer):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         table.add_row(str(path), f"{path.stat().st_size / 1e6:.1f} MB", digest[:16])
     stdout.print(table)
-    stdout.print(f"For {runtime} on {arch}, as {made.manifest} says.", highlight=False)
+    stdout.print(f"For {runtime} on {arch}, as {made.manifest} says.")
 
 
 @app.command(

@@ -119,6 +119,124 @@ run "stage" {
   }
 }
 
+run "quota_of_most_regions" {
+  command = plan
+
+  assert {
+    condition = (
+      [local.post_rate, local.post_burst] == [9500, 4500] &&
+      [local.state_machines.broadcast.variables.post_rate, local.state_machines.broadcast.variables.post_burst] == [9500, 4500]
+    )
+    error_message = "A broadcast keeps 5% of the rate and 10% of the burst free."
+  }
+
+  assert {
+    condition = (
+      aws_apigatewayv2_stage.this.default_route_settings[0].throttling_rate_limit == 10000 &&
+      aws_apigatewayv2_stage.this.default_route_settings[0].throttling_burst_limit == 5000
+    )
+    error_message = "The stage takes what the account may."
+  }
+}
+
+run "quota_of_a_lower_region" {
+  command = plan
+
+  override_data {
+    target = data.aws_region.current
+    values = { id = "eu-south-1" }
+  }
+
+  variables {
+    jwt = { secret = { arn = "arn:aws:secretsmanager:eu-south-1:123456789012:secret:jwt-AbCdEf" } }
+  }
+
+  assert {
+    condition     = [local.state_machines.broadcast.variables.post_rate, local.state_machines.broadcast.variables.post_burst] == [2375, 1125]
+    error_message = "A broadcast stays under the region's own quota."
+  }
+
+  assert {
+    condition = (
+      aws_apigatewayv2_stage.this.default_route_settings[0].throttling_rate_limit == 2500 &&
+      aws_apigatewayv2_stage.this.default_route_settings[0].throttling_burst_limit == 1250
+    )
+    error_message = "So does the stage."
+  }
+}
+
+run "more_posts_than_a_lower_region_takes" {
+  command = plan
+
+  override_data {
+    target = data.aws_region.current
+    values = { id = "ap-southeast-3" }
+  }
+
+  variables {
+    jwt       = { secret = { arn = "arn:aws:secretsmanager:ap-southeast-3:123456789012:secret:jwt-AbCdEf" } }
+    post_rate = 9500
+  }
+
+  expect_failures = [check.quota]
+}
+
+run "posts_without_headroom" {
+  command = plan
+
+  variables {
+    post_rate = 9501
+  }
+
+  expect_failures = [check.quota]
+}
+
+run "a_burst_without_headroom" {
+  command = plan
+
+  variables {
+    post_burst = 4501
+  }
+
+  expect_failures = [check.quota]
+}
+
+run "a_stage_that_takes_more_than_the_account" {
+  command = plan
+
+  variables {
+    throttling_rate_limit = 10001
+  }
+
+  expect_failures = [check.quota]
+}
+
+run "a_stage_with_more_burst_than_the_account" {
+  command = plan
+
+  variables {
+    throttling_burst_limit = 5001
+  }
+
+  expect_failures = [check.quota]
+}
+
+# What another endpoint takes is not AWS's to say.
+run "no_quota_elsewhere" {
+  command = plan
+
+  variables {
+    execute_api_url = "http://127.0.0.1:4566/_aws/execute-api/{api_id}"
+    post_rate       = 1000000
+    post_burst      = 1000000
+  }
+
+  assert {
+    condition     = local.post_rate == 1000000
+    error_message = "A rate that is given is used."
+  }
+}
+
 run "no_access_logs" {
   command = plan
 

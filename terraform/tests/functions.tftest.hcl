@@ -83,6 +83,7 @@ run "function_module" {
     log_retention_days   = 30
     tags                 = { team = "any" }
 
+    account_id               = "123456789012"
     permissions_boundary_arn = "arn:aws:iam::123456789012:policy/boundary"
     kms_key_arn              = "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
   }
@@ -116,8 +117,13 @@ run "function_module" {
   }
 
   assert {
-    condition     = jsondecode(aws_iam_role.this.assume_role_policy).Statement[0].Principal == { Service = "lambda.amazonaws.com" }
-    error_message = "Lambda alone may assume the function's role."
+    condition = jsondecode(aws_iam_role.this.assume_role_policy).Statement == [{
+      Effect    = "Allow"
+      Principal = { Service = "lambda.amazonaws.com" }
+      Action    = "sts:AssumeRole"
+      Condition = { StringEqualsIfExists = { "aws:SourceAccount" = "123456789012" } }
+    }]
+    error_message = "Lambda alone may assume the function's role, for no other account."
   }
 
   assert {
@@ -149,6 +155,7 @@ run "a_larger_environment_than_lambda_takes" {
     statements               = []
     log_retention_days       = 30
     tags                     = {}
+    account_id               = "123456789012"
     permissions_boundary_arn = null
     kms_key_arn              = null
   }
@@ -194,6 +201,7 @@ run "snap_start" {
     log_retention_days   = 30
     tags                 = {}
 
+    account_id               = "123456789012"
     permissions_boundary_arn = null
     kms_key_arn              = null
   }

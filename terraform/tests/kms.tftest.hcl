@@ -38,7 +38,7 @@ run "the_key_encrypts_everything" {
   assert {
     condition = alltrue([
       for key in concat(
-        [for table in aws_dynamodb_table.this : table.server_side_encryption[0].kms_key_arn],
+        [for table in aws_dynamodb_table.this : table.server_side_encryption[0].enabled ? table.server_side_encryption[0].kms_key_arn : null],
         [for machine in aws_sfn_state_machine.this : machine.encryption_configuration[0].kms_key_id],
         [for group in concat(aws_cloudwatch_log_group.access, values(aws_cloudwatch_log_group.state_machine)) : group.kms_key_id],
         [for function in module.function : function.kms_key_arn],
@@ -128,11 +128,36 @@ run "who_may_use_the_key" {
       deliver             = ""
       disconnect          = "connections_table"
       offline             = "connections_table messages_table offline_topic users_table"
-      "broadcast machine" = "broadcast_machine fanout_execution messages_table offline_topic"
-      "fanout machine"    = "connections_table fanout_machine offline_topic"
+      "broadcast machine" = "fanout_execution messages_table offline_topic"
+      "fanout machine"    = "connections_table offline_topic"
       publisher           = "broadcast_execution"
     }
     error_message = "A role uses the keys of what it touches."
+  }
+}
+
+# Put on the role before there is a machine: making the machine is refused until IAM knows it.
+run "what_making_a_machine_needs" {
+  command = plan
+
+  assert {
+    condition = alltrue([
+      for name, policy in aws_iam_role_policy.state_machine_telemetry : slice(jsondecode(policy.policy).Statement, 0, 2) == [
+        {
+          Effect    = "Allow"
+          Action    = ["kms:Decrypt", "kms:GenerateDataKey"]
+          Resource  = [var.kms_key_arn]
+          Condition = { StringEquals = { "kms:EncryptionContext:aws:states:stateMachineArn" = ["arn:aws:states:eu-west-1:123456789012:stateMachine:muster-${name}"] } }
+        },
+        {
+          Effect    = "Allow"
+          Action    = ["kms:GenerateDataKey"]
+          Resource  = [var.kms_key_arn]
+          Condition = { StringEquals = { "kms:EncryptionContext:SourceArn" = ["arn:aws:logs:eu-west-1:123456789012:*"] } }
+        },
+      ]
+    ])
+    error_message = "A machine may use the key for itself and for its logs, by a policy that is known when planned."
   }
 }
 
@@ -198,5 +223,12 @@ run "without_a_key" {
   assert {
     condition     = alltrue([for machine in aws_sfn_state_machine.this : machine.encryption_configuration[0].type == "AWS_OWNED_KEY"])
     error_message = "The machines are encrypted by AWS's key."
+  }
+
+  assert {
+    condition = alltrue([
+      for table in aws_dynamodb_table.this : length(table.server_side_encryption) == 1 && !table.server_side_encryption[0].enabled
+    ])
+    error_message = "Tables are told to use the key that DynamoDB owns, which is free: left out, a table would keep the key it has."
   }
 }

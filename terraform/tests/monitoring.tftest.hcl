@@ -45,7 +45,7 @@ run "aws" {
       ]) == toset(concat(
       [
         "broadcasts-failed", "partitions-unreached", "offline-failed", "connections-failed", "connections-refused",
-        "messages-failed", "gateway-errors", "undelivered", "offline-queue-age", "dead-letters", "undeliverable",
+        "messages-failed", "stale-keys", "gateway-errors", "client-errors", "broadcasts-slow", "undelivered", "offline-queue-age", "dead-letters", "undeliverable",
         "fanout-failures", "fanout-timeouts", "broadcast-throttled", "fanout-throttled",
       ],
       [for pair in setproduct(["accept", "connect", "default", "deliver", "offline"], ["errors", "throttles"]) : join("-", pair)],
@@ -82,6 +82,14 @@ run "aws" {
   assert {
     condition     = aws_cloudwatch_metric_alarm.this["offline-queue-age"].threshold == 302400
     error_message = "By default the offline queue's alarm leaves as much time as has passed: half of seven days."
+  }
+
+  assert {
+    condition = (
+      aws_cloudwatch_metric_alarm.this["client-errors"].threshold == 100 && aws_cloudwatch_metric_alarm.this["client-errors"].period == 300 &&
+      aws_cloudwatch_metric_alarm.this["broadcasts-slow"].threshold == 60000 && aws_cloudwatch_metric_alarm.this["broadcasts-slow"].statistic == "Maximum"
+    )
+    error_message = "A hundred refusals of API Gateway's own in five minutes, and one broadcast of a minute, are too much by default."
   }
 
   assert {
@@ -134,14 +142,16 @@ run "thresholds" {
 
   variables {
     message_retention_days = 30
-    alarm_thresholds       = { undelivered_percent = 1, refused_percent = 100, offline_age_seconds = 600 }
+    alarm_thresholds       = { undelivered_percent = 1, refused_percent = 100, offline_age_seconds = 600, client_errors = 5, broadcast_seconds = 2.5 }
   }
 
   assert {
     condition = (
       aws_cloudwatch_metric_alarm.ratio["undelivered"].threshold == 1 &&
       aws_cloudwatch_metric_alarm.ratio["connections-refused"].threshold == 100 &&
-      aws_cloudwatch_metric_alarm.this["offline-queue-age"].threshold == 600
+      aws_cloudwatch_metric_alarm.this["offline-queue-age"].threshold == 600 &&
+      aws_cloudwatch_metric_alarm.this["client-errors"].threshold == 5 &&
+      aws_cloudwatch_metric_alarm.this["broadcasts-slow"].threshold == 2500
     )
     error_message = "What depends on the people can be set."
   }
@@ -174,4 +184,41 @@ run "refused" {
   }
 
   expect_failures = [var.alarm_actions, var.alarm_thresholds]
+}
+
+run "no_client_error_is_too_many" {
+  command = plan
+
+  variables {
+    alarm_thresholds = { client_errors = 0 }
+  }
+
+  expect_failures = [var.alarm_thresholds]
+}
+
+run "no_broadcast_is_too_fast" {
+  command = plan
+
+  variables {
+    alarm_thresholds = { broadcast_seconds = 0 }
+  }
+
+  expect_failures = [var.alarm_thresholds]
+}
+
+# X-Ray takes fewer signs than the rest.
+run "tags_that_x_ray_refuses" {
+  command = plan
+
+  variables {
+    tags = { team = "any", owner = "duty@example.org" }
+  }
+
+  assert {
+    condition = (
+      one(aws_xray_group.this).tags == tomap({ team = "any" }) &&
+      aws_apigatewayv2_api.this.tags == tomap({ team = "any", owner = "duty@example.org" })
+    )
+    error_message = "Everything is tagged, the trace group as far as it can be."
+  }
 }

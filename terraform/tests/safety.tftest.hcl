@@ -51,9 +51,9 @@ run "tables" {
   assert {
     condition = alltrue([
       for table in aws_dynamodb_table.this :
-      table.billing_mode == "PAY_PER_REQUEST" && table.server_side_encryption[0].enabled && table.point_in_time_recovery[0].enabled
+      table.billing_mode == "PAY_PER_REQUEST" && table.point_in_time_recovery[0].enabled
     ])
-    error_message = "Every table is on demand, encrypted and recoverable to a point in time."
+    error_message = "Every table is on demand and recoverable to a point in time."
   }
 
   assert {

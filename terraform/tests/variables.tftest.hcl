@@ -21,6 +21,20 @@ provider "aws" {
   skip_metadata_api_check     = true
 }
 
+provider "aws" {
+  alias                       = "tagging"
+  region                      = "eu-west-1"
+  access_key                  = "none"
+  secret_key                  = "none"
+  skip_credentials_validation = true
+  skip_requesting_account_id  = true
+  skip_metadata_api_check     = true
+
+  default_tags {
+    tags = { Owner = "shelter-platform" }
+  }
+}
+
 override_data {
   target = data.aws_caller_identity.current
   values = { account_id = "123456789012" }
@@ -305,6 +319,16 @@ run "jwt_plain_http" {
 
   variables {
     jwt = { algorithms = ["RS256"], jwks_url = "http://id.example.org/jwks.json" }
+  }
+
+  expect_failures = [var.jwt]
+}
+
+run "jwt_keys_with_a_password" {
+  command = plan
+
+  variables {
+    jwt = { algorithms = ["RS256"], jwks_url = "https://user:password@id.example.org/jwks.json" }
   }
 
   expect_failures = [var.jwt]
@@ -869,6 +893,121 @@ run "tag_of_aws" {
 
   variables {
     tags = { "aws:team" = "any" }
+  }
+
+  expect_failures = [var.tags]
+}
+
+run "tag_of_aws_in_capitals" {
+  command = plan
+
+  variables {
+    tags = { "AWS:team" = "any" }
+  }
+
+  expect_failures = [var.tags]
+}
+
+run "tag_whose_value_is_of_aws" {
+  command = plan
+
+  variables {
+    tags = { team = "aws:any" }
+  }
+
+  expect_failures = [var.tags]
+}
+
+run "tag_without_a_key" {
+  command = plan
+
+  variables {
+    tags = { "" = "any" }
+  }
+
+  expect_failures = [var.tags]
+}
+
+run "tag_with_a_long_key" {
+  command = plan
+
+  variables {
+    tags = { (join("", [for number in range(129) : "k"])) = "any" }
+  }
+
+  expect_failures = [var.tags]
+}
+
+run "tag_with_a_long_value" {
+  command = plan
+
+  variables {
+    tags = { team = join("", [for number in range(257) : "v"]) }
+  }
+
+  expect_failures = [var.tags]
+}
+
+run "tags_that_differ_only_in_case" {
+  command = plan
+
+  variables {
+    tags = { team = "any", Team = "any" }
+  }
+
+  expect_failures = [var.tags]
+}
+
+run "tag_that_differs_only_in_case_from_a_default" {
+  command = plan
+
+  providers = {
+    aws = aws.tagging
+  }
+
+  variables {
+    tags = { owner = "any" }
+  }
+
+  expect_failures = [var.tags]
+}
+
+run "tag_in_place_of_a_default" {
+  command = plan
+
+  providers = {
+    aws = aws.tagging
+  }
+
+  variables {
+    tags = merge({ Owner = "any" }, { for number in range(49) : "key ${number}" => join("", [for each in range(256) : "v"]) })
+  }
+
+  assert {
+    condition     = length(aws_dynamodb_table.this["users"].tags_all) == 50
+    error_message = "50 tags are taken, the provider's among them."
+  }
+}
+
+run "more_tags_than_aws_takes" {
+  command = plan
+
+  variables {
+    tags = { for number in range(51) : "key ${number}" => "any" }
+  }
+
+  expect_failures = [var.tags]
+}
+
+run "more_tags_than_aws_takes_with_the_defaults" {
+  command = plan
+
+  providers = {
+    aws = aws.tagging
+  }
+
+  variables {
+    tags = { for number in range(50) : "key ${number}" => "any" }
   }
 
   expect_failures = [var.tags]

@@ -1,6 +1,7 @@
 """The state machines as text: what their graphs and expressions promise, without running them."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import jsonata
 import pytest
 
 from functions.shared import audiences, messages
+from tests.schemas import conforming
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = {
@@ -150,32 +152,190 @@ def test_the_query_has_a_start_key_only_when_there_is_a_cursor() -> None:
     assert evaluate(cursor)["ExclusiveStartKey"] == cursor
 
 
-def longest(state: State, errors: set[str]) -> float:
-    """Seconds that a task takes when every attempt times out."""
-    retrier = next(retrier for retrier in state["Retry"] if errors & set(retrier["ErrorEquals"]))
-    pauses = [
-        min(retrier["MaxDelaySeconds"], retrier["IntervalSeconds"] * retrier["BackoffRate"] ** attempt)
-        for attempt in range(retrier["MaxAttempts"])
-    ]
-    return float((retrier["MaxAttempts"] + 1) * state["TimeoutSeconds"] + sum(pauses))
+def retrier_of(state: State, error: str) -> State | None:
+    """The first retrier that matches an error; States.TaskFailed matches every error but a time-out."""
+    for retrier in state.get("Retry", ()):
+        named = retrier["ErrorEquals"]
+        if error in named or ("States.TaskFailed" in named and error != "States.Timeout"):
+            found: State = retrier
+            return found
+    return None
+
+
+LAMBDA_ERRORS = (
+    # What AWS names as transient. [Step Functions, Handling errors]
+    "Lambda.ClientExecutionTimeoutException",
+    "Lambda.ServiceException",
+    "Lambda.AWSLambdaException",
+    "Lambda.SdkClientException",
+    "Lambda.TooManyRequestsException",
+    # A function that timed out or ran out of memory, and one whose runtime crashed.
+    "Lambda.Unknown",
+    "Sandbox.Timedout",
+    "Runtime.ExitError",
+)
+
+
+@pytest.mark.parametrize(("name", "state"), TASKS)
+def test_every_transient_error_of_a_task_is_retried(name: str, state: State) -> None:
+    if name == "RunFanOut":  # its loop repeats it, from the cursor that it has reached
+        assert state["Catch"][0]["ErrorEquals"] == ["States.ALL"]
+        assert state["Catch"][0]["Next"] == state["Next"] == "PartitionDone?"
+        return
+    of_service = LAMBDA_ERRORS if state["Resource"].endswith("lambda:invoke") else ("Service.AnyException",)
+    for error in (*of_service, "States.TaskFailed", "States.Timeout"):
+        retrier = retrier_of(state, error)
+        assert retrier, error
+        assert retrier["MaxAttempts"] >= 1, error
+
+
+THROTTLED_SECONDS = 1
+"""A throttled invocation is refused before the function runs."""
+
+
+def longest(state: State) -> float:
+    """Seconds that a task takes when every attempt of every retrier is used up, with the longest pauses.
+
+    Retriers of one state count independently, so they add up. [Step Functions, Handling errors]
+    """
+    seconds = float(state["TimeoutSeconds"])
+    for retrier in state["Retry"]:
+        throttled = retrier["ErrorEquals"] == ["Lambda.TooManyRequestsException"]
+        for attempt in range(retrier["MaxAttempts"]):
+            pause = retrier["IntervalSeconds"] * retrier["BackoffRate"] ** attempt
+            seconds += min(retrier["MaxDelaySeconds"], pause)
+            seconds += THROTTLED_SECONDS if throttled else state["TimeoutSeconds"]
+    return seconds
 
 
 def test_the_longest_page_ends_before_an_express_execution_does() -> None:
     states = MACHINES["fanout"]["States"]
     deliver = states["Deliver"]["ItemProcessor"]["States"]["DeliverBatch"]
-    timeout = {"States.Timeout"}
+    # All batches of the largest page run at once.
+    batches = math.ceil(int(VARIABLES["page_size"]) / int(VARIABLES["batch_size"]))
+    assert batches <= int(VARIABLES["batch_concurrency"])
     floor = (states["PublishPage"], states["CountOfflineFailed"])
-    page = sum(longest(state, timeout) for state in (deliver, states["Offline"], *floor))
-    last_start = 45
+    page = sum(longest(state) for state in (states["QueryPage"], deliver, states["Offline"], *floor))
+    (last_start,) = re.findall(r"< (\d+)000 ", states["MorePages?"]["Choices"][0]["Condition"])
     assert MACHINES["fanout"]["TimeoutSeconds"] == 300  # five minutes [Step Functions quotas]
-    assert last_start + longest(states["QueryPage"], timeout) + page < MACHINES["fanout"]["TimeoutSeconds"]
+    assert int(last_start) + page + BETWEEN_STATES_SECONDS < MACHINES["fanout"]["TimeoutSeconds"]
+    run = MACHINES["broadcast"]["States"]["Reach"]["Branches"][0]["States"]["FanOut"]["ItemProcessor"]
+    assert run["States"]["RunFanOut"]["TimeoutSeconds"] > MACHINES["fanout"]["TimeoutSeconds"]
 
 
-def test_a_message_is_recorded_within_what_a_resume_reads_again() -> None:
+BETWEEN_STATES_SECONDS = 5
+"""Room for what Step Functions itself takes from state to state."""
+
+
+def test_a_resume_reads_again_what_may_have_been_recorded_late() -> None:
+    """The allowances of `messages.RESUME_OVERLAP_SECONDS`, each at its worst.
+
+    A resume returns an id from after its own time. Just after it has read the queue, another message is
+    recorded, whose id is from before its broadcast's start.
+    """
     states = MACHINES["broadcast"]["States"]
-    record = states["Record"]["ItemProcessor"]["States"]["RecordAudience"]
-    timeout = {"States.Timeout"}
-    assert longest(states["Accept"], timeout) + longest(record, timeout) < messages.RESUME_OVERLAP_SECONDS
+    record = states["Record"]
+    target = json.loads((ROOT / "schemas" / "target.schema.json").read_text())["properties"]
+    audiences_at_most = sum(target[kind]["maxItems"] for kind in ("roles", "shelters", "users"))
+    assert audiences_at_most == 300
+    assert record["MaxConcurrency"] == 40  # what an inline Map runs side by side [Step Functions quotas]
+    rounds = math.ceil(audiences_at_most / record["MaxConcurrency"])
+    recording = (
+        longest(states["Accept"])
+        + longest(states["Claim"])
+        + rounds * longest(record["ItemProcessor"]["States"]["RecordAudience"])
+    )
+    skew = messages.ID_AHEAD_SECONDS + messages.ID_BEHIND_SECONDS
+    assert skew + recording + BETWEEN_STATES_SECONDS <= messages.RESUME_OVERLAP_SECONDS
+
+
+STEP_FUNCTIONS_NAMES = {"hash", "parse", "partition", "random", "range", "states", "uuid"}
+"""What Step Functions adds to JSONata. [Step Functions, Transforming data with JSONata]"""
+
+
+def is_taken(name: str) -> bool:
+    return name in STEP_FUNCTIONS_NAMES or jsonata.Jsonata.jsonata(f"$exists(${name})").evaluate(None) is True
+
+
+def test_no_variable_hides_a_function_or_another_variable() -> None:
+    assert is_taken("type")
+    for machine, root in MACHINES.items():
+        states = [state for graph in graphs(root) for state in graph["States"].values()]
+        assigned = [name for state in states for name in state.get("Assign", ())]
+        assert len(set(assigned)) == len(assigned)
+        text = " ".join(expressions(root))
+        bound = set(re.findall(r"\$(\w+) :=", text))
+        for parameters in re.findall(r"function\(([^)]*)\)", text):
+            bound |= set(re.findall(r"\$(\w+)", parameters))
+        assert [name for name in {*bound, *assigned} if is_taken(name)] == [], machine
+        assert not bound & set(assigned), machine
+
+
+def test_no_expression_parses_or_prints_a_payload() -> None:
+    """Reference JSONata prints numbers with 15 significant digits: 9007199254740991 becomes ...990."""
+    text = [expression for root in MACHINES.values() for expression in expressions(root)]
+    parsed = {argument for each in text for argument in re.findall(r"\$parse\(([^()]*)\)", each)}
+    assert parsed == {"$states.result.Output"}  # counts and a cursor
+    assert not [each for each in text if "$eval" in each or "$number" in each or "$formatNumber" in each]
+    # The sender's own text is in the execution's input and, before Accept, in the state's.
+    assert {path for each in text for path in re.findall(r"Execution\.Input[\w.]*", each)} == {
+        "Execution.Input.target"
+    }
+    accept = MACHINES["broadcast"]["States"]["Accept"]
+    assert accept["Arguments"]["Payload"]["request"] == "{% $states.input %}"
+    assert accept["Output"] == "{% $states.result.Payload %}"
+    assert not [each for each in text if "payload" in each.lower().replace("$states.result.payload", "")]
+
+
+SMALL = {
+    "partition": {"scope": "all", "value": "all#0"},
+    "undelivered": [{"userId": 'u"1'}, {"userId": 'u"1'}],
+}
+PUBLISHING = [
+    (where, state) for where, _, state in EVERY if state.get("Resource", "").endswith("sns:publish")
+]
+
+
+@pytest.mark.parametrize(("where", "state"), PUBLISHING, ids=[where for where, _ in PUBLISHING])
+def test_a_subscriber_gets_the_text_that_a_socket_gets(where: str, state: State) -> None:
+    request = {
+        "type": "alert",
+        "payload": {"number": 9007199254740991, "fine": 0.12345678901234566, "quoted": '"\\ \u2028 日本'},
+    }
+    envelope = messages.envelope(request, "019aaeee-0000-7000-8000-000000000000", 1_763_900_000.5)
+    states = {
+        "input": {"envelope": envelope, "message": {"envelope": envelope}, **SMALL},
+        "context": {"Execution": {"Input": {"target": {"users": ['u"1']}, "payload": request["payload"]}}},
+    }
+    (expression,) = expressions(state["Arguments"]["Message"])
+    text = jsonata.Jsonata.jsonata(expression).evaluate(None, {"states": states})
+    assert f'"message":{envelope},' in text
+    conforming("offline-notification", json.loads(text))
+
+
+def test_a_failure_tells_the_log_nothing_of_the_message() -> None:
+    """Step Functions logs `error` and `cause` even where execution data is left out."""
+    failures = {name: state for _, name, state in EVERY if state["Type"] == "Fail"}
+    assert {name for name, state in failures.items() if state["Cause"].startswith("{%")} == {"Refused"}
+    assert list(expressions(failures["Refused"])) == [" $string({'faults': $states.input.faults}) "]
+    assert not [each for root in MACHINES.values() for each in expressions(root) if "errorOutput" in each]
+
+
+def test_a_conflict_says_what_is_wrong_as_a_refusal_does() -> None:
+    claim, conflict = (MACHINES["broadcast"]["States"][name] for name in ("Claim", "Conflict"))
+    assert conflict["Error"] == "Conflict"
+    (fault,) = json.loads(conflict["Cause"])["faults"]
+    assert fault.keys() == {"pointer", "problem", "fix"}
+    assert fault["pointer"] == "/id"
+    taken, other = claim["Catch"]
+    assert (taken["ErrorEquals"], taken["Next"]) == (["DynamoDB.ConditionalCheckFailedException"], "Conflict")
+    assert (retrier_of(claim, taken["ErrorEquals"][0]) or {})["MaxAttempts"] == 0
+    # A table that refuses writes for another reason does not keep the message back.
+    assert (other["ErrorEquals"], other["Next"], other["Output"]) == (
+        ["States.ALL"],
+        claim["Next"],
+        claim["Output"],
+    )
 
 
 def test_the_largest_page_fits_a_state() -> None:

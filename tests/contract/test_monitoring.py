@@ -4,6 +4,7 @@ A metric with another dimension, or a field with another name, is no error on AW
 the alarm silent.
 """
 
+import ast
 import io
 import json
 import os
@@ -23,12 +24,18 @@ import pytest
 os.environ.setdefault("POWERTOOLS_SERVICE_NAME", "muster")
 os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "Muster")
 
+import jwt
+from botocore.exceptions import NoCredentialsError
+
 from bench import cost
 from functions import accept, connect, default, deliver, disconnect, offline
 from functions.shared.errors import InvalidMessage, TokenRefused
 from functions.shared.gateway import Posted, Recipient
 from functions.shared.handover import HandedOver
+from functions.shared.keys import KEY_LIFETIME_SECONDS
+from functions.shared.settings import Jwt
 from functions.shared.telemetry import logger, metrics
+from functions.shared.tokens import Verifier
 from muster import repository
 from tests.contract.test_asl import EVERY
 
@@ -182,9 +189,20 @@ def lines() -> list[Json]:
         patch.setattr(deliver, "gateway", Mock())
 
         admit = Mock(side_effect=[{}, TokenRefused("expired"), RuntimeError("the table is away")])
-        patch.setattr(connect, "admit", admit)
-        for _ in range(3):
-            connect.handler(frame("CONNECT"), context)
+        with pytest.MonkeyPatch.context() as admitting:
+            admitting.setattr(connect, "admit", admit)
+            for _ in range(3):
+                connect.handler(frame("CONNECT"), context)
+        # Its keys have been read once, and cannot be read again.
+        now, key = [0.0], "k" * 32
+        secrets = Mock(get_secret_value=Mock(side_effect=[{"SecretString": key}, NoCredentialsError()]))
+        config = Jwt(jwt_algorithms=("HS256",), jwt_issuer="i", jwt_audience="a", jwt_secret_arn="arn:s")
+        verifier = Verifier(config, secrets, lambda: now[0])
+        token = jwt.encode({}, key)
+        using = Mock(verifier=verifier, settings=Mock(allowed_origins=()))
+        patch.setattr(connect, "dependencies", lambda: using)
+        for now[0] in (0.0, KEY_LIFETIME_SECONDS):
+            connect.handler(frame("CONNECT", headers={"Authorization": token}), context)
         patch.setattr(disconnect, "connections", Mock())
         disconnect.handler(frame("DISCONNECT"), context)
         away = Mock(side_effect=RuntimeError("the table is away"))
@@ -303,3 +321,21 @@ def test_every_link_within_the_runbook_leads_to_a_heading() -> None:
         heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", runbook, re.MULTILINE)
     }
     assert set(re.findall(r"\]\(#([^)]+)\)", runbook)) - headings == set()
+
+
+def test_only_telemetry_traces() -> None:
+    """The X-Ray SDK is in maintenance: what replaces it (docs/decisions.md) must be a change of one file."""
+    found: dict[str, set[str]] = {}
+    for part in ("functions", "muster", "bench"):
+        for path in (ROOT / part).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    names = {alias.name for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    names = {f"{node.module}.{alias.name}" for alias in node.names}
+                else:
+                    continue
+                tracing = {name for name in names if re.search(r"xray|powertools.*trac", name, re.IGNORECASE)}
+                if tracing:
+                    found.setdefault(path.relative_to(ROOT).as_posix(), set()).update(tracing)
+    assert found == {"functions/shared/telemetry.py": {"aws_lambda_powertools.Tracer"}}

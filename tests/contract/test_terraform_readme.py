@@ -1,8 +1,14 @@
 """The module's page says what the module takes and gives."""
 
-import pytest
+import re
+from pathlib import Path
 
-from docs.terraform_tables import README, generated
+import pytest
+import yaml
+
+from docs.terraform_tables import MODULE, README, generated
+
+PROVIDER = "~> 5.100"
 
 
 def test_tables_are_those_of_the_module() -> None:
@@ -12,3 +18,24 @@ def test_tables_are_those_of_the_module() -> None:
 def test_a_page_without_its_markers_is_refused() -> None:
     with pytest.raises(SystemExit, match="begin inputs"):
         generated("")
+
+
+def test_one_range_of_the_provider_is_promised_everywhere() -> None:
+    """The range that the tests run with; README.md says why not the next major version."""
+    configurations = [path for path in MODULE.rglob("*.tf") if "required_providers" in path.read_text()]
+    assert len(configurations) >= 6
+    for path in configurations:
+        asked = re.findall(r'source\s*=\s*"hashicorp/aws"\s*version\s*=\s*"([^"]*)"', path.read_text())
+        assert asked == [PROVIDER], path
+    pages = [README, Path(__file__).parents[2] / "README.md", *(MODULE.parent / "docs").glob("*.md")]
+    named = [name for page in pages for name in re.findall(r"`hashicorp/aws` `([^`]*)`", page.read_text())]
+    assert named
+    assert set(named) == {PROVIDER}
+
+
+def test_no_update_to_the_next_major_version_is_proposed() -> None:
+    settings = yaml.safe_load((MODULE.parent / ".github" / "dependabot.yml").read_text())
+    (updates,) = (each for each in settings["updates"] if each["package-ecosystem"] == "terraform")
+    assert {"dependency-name": "hashicorp/aws", "update-types": ["version-update:semver-major"]} in updates[
+        "ignore"
+    ]

@@ -89,7 +89,7 @@ def test_client_hears_what_was_said_while_it_was_cut_off_once_and_in_order(
     _run(scenario())
 
 
-def test_new_client_goes_on_from_the_last_message_seen_by_an_earlier_one(
+def test_new_client_goes_on_from_the_position_of_an_earlier_one(
     deployment: Deployment, broadcaster: Broadcaster
 ) -> None:
     user = deployment.user()
@@ -99,11 +99,11 @@ def test_new_client_goes_on_from_the_last_message_seen_by_an_earlier_one(
         url, token = deployment.outputs.websocket_url, deployment.token(user.user_id)
         async with Client(url, token) as earlier:
             await tell("seen", {"users": [user.user_id]})
-            seen = (await _next(earlier))["id"]
+            assert (await _next(earlier))["payload"]["text"] == "seen"
         missed = await tell("missed", {"users": [user.user_id]})
-        async with Client(url, token, resume_after=seen) as later:
+        async with Client(url, token, position=earlier.position) as later:
             heard: list[str] = []
-            # What came shortly before the place comes again.
+            # What came after the position, by itself, comes again.
             while missed.id not in heard:
                 heard.append((await _next(later))["id"])
             assert heard[-1] == missed.id

@@ -32,13 +32,15 @@ def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The endpoint of an AWS that has nothing in it."""
     folder = tmp_path_factory.mktemp("aws")
     port, log = emulator.free_port(), folder / "emulator.log"
-    process = emulator.start(port, log=log, folder=folder / "tmp")
+    started: list[emulator.Process] = []
     try:
+        process = emulator.start(port, log=log, folder=folder / "tmp", record=started.append)
         endpoint_url = f"http://{emulator.HOST}:{port}"
         emulator.wait_until_healthy(process, endpoint_url, log=log)
         yield endpoint_url
     finally:
-        emulator.stop(process)
+        for process in started:
+            emulator.stop(process)
 
 
 def script() -> str:

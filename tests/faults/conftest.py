@@ -14,6 +14,7 @@ from functions.shared import gateway
 from tests.faults.proxy import FaultProxy
 from tests.faults.seed import REPEAT, SEED
 from tests.faults.support import close_gateways
+from tests.unit.functions.support import shorten_timeouts
 
 
 @pytest.hookimpl(wrapper=True)
@@ -47,7 +48,8 @@ def proxy() -> Iterator[FaultProxy]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timeouts and backoffs of a tenth, so that giving up takes no minutes."""
-    monkeypatch.setattr(gateway, "POST_TIMEOUT_SECONDS", 0.4)
+    shorten_timeouts(monkeypatch, 0.4)
+    monkeypatch.setattr(gateway, "GONE_AGAIN_SECONDS", 0.1)
     monkeypatch.setattr(gateway, "FIRST_BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(gateway, "LONGEST_BACKOFF_SECONDS", 0.05)
     monkeypatch.setattr(gateway, "THROTTLED_SECONDS", 0.5)

@@ -1,7 +1,10 @@
 """Whole broadcasts, through the real state machines and code, while everything they call fails in turn."""
 
+import random
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import urandom
 from typing import Any
 
 import hypothesis.strategies as st
@@ -15,7 +18,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from functions.shared import connections, gateway
+from functions.shared import gateway
+from functions.shared.messages import uuid7
 from tests.faults.machines import ALWAYS, CALLS, Json, Machines, Trouble
 from tests.faults.proxy import (
     BROKEN,
@@ -33,7 +37,8 @@ from tests.faults.proxy import (
     Script,
 )
 from tests.faults.seed import SEED
-from tests.faults.support import answer_of
+from tests.faults.support import outcome_of
+from tests.unit.functions.support import shorten_timeouts
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -158,9 +163,6 @@ class Broadcasts(RuleBasedStateMachine):
         self._fate(connection_id, fate)
 
     def _fate(self, connection_id: str, fate: list[Act]) -> None:
-        """What is gone stays gone, unless it was still opening."""
-        if GONE in fate and connection_id not in self.young:
-            fate = fate[: fate.index(GONE) + 1]
         self.fates[connection_id] = fate
 
     def _broadcast(self, target: Json, offline: str, trouble: Trouble, sizes: tuple[int, int]) -> None:
@@ -195,7 +197,7 @@ class Broadcasts(RuleBasedStateMachine):
 
         # What is reported is what the last post to each was answered.
         for name, outcome in self.machines.reported.items():
-            assert outcome == answer_of(self.proxy, self.proxy.posts_to(name)[-1].number)
+            assert outcome == outcome_of(self.proxy.posts_to(name), name in self.young)
 
         # SNS: never about somebody who got it, and nobody twice but by an Offline that died of it.
         if "handed_over" not in trouble:
@@ -209,7 +211,7 @@ class Broadcasts(RuleBasedStateMachine):
             assert set(told.users) == expected
             assert (receipt["offline"], receipt["offlineFailed"]) == (len(expected), 0)
             assert (told.floor, receipt["unreached"], told.whole) == (set(), [], offline == "always")
-            gone = {name for name, outcome in reported.items() if outcome == "gone"} - self.young
+            gone = {name for name, outcome in reported.items() if outcome == "gone"}
             assert set(before) - set(self._live()) == (gone if offline != "never" else set())
         else:
             lost = {
@@ -226,7 +228,7 @@ class Broadcasts(RuleBasedStateMachine):
 
 
 def test_nobody_is_lost_whatever_fails(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "POST_TIMEOUT_SECONDS", 0.15)
+    shorten_timeouts(monkeypatch, 0.15)
     make: Any = seed(SEED)(lambda: Broadcasts(proxy))
 
     run_state_machine_as_test(
@@ -418,7 +420,7 @@ def test_fan_out_that_fails_twice_reaches_everybody_once(crowd: Crowd) -> None:
 
 
 def test_fan_out_that_dies_before_it_hands_a_page_over_finds_the_gone_again(crowd: Crowd) -> None:
-    crowd.proxy.reset(Script({name: [GONE, GONE] for name in crowd.connections[:2]}, otherwise=TAKEN))
+    crowd.proxy.reset(Script({name: [GONE] for name in crowd.connections[:2]}, otherwise=TAKEN))
 
     receipt = crowd.tell(trouble={"page": [0]})
 
@@ -446,8 +448,7 @@ def test_client_told_in_the_middle_of_its_handshake_is_not_deaf_afterwards(
     """
     machines = Machines(proxy.endpoint, page_size=7, batch_size=3)
     if naive:
-        for module in connections, gateway:
-            monkeypatch.setattr(module, "HANDSHAKE_SECONDS", 0)
+        monkeypatch.setattr(gateway, "HANDSHAKE_SECONDS", 0)
     opening = machines.connect("u0", "resident", "north", age=1)
     proxy.reset(Script({opening: [GONE]}))
     first = machines.broadcast({"shelters": ["north"]})
@@ -455,7 +456,7 @@ def test_client_told_in_the_middle_of_its_handshake_is_not_deaf_afterwards(
 
     second = machines.broadcast({"shelters": ["north"]})
 
-    assert (first["gone"], first["offline"]) == (1, 1)
+    assert (_outcomes(first), first["offline"]) == ((0, 1, 0) if naive else (0, 0, 1), 1)
     assert machines.resumed("u0", "resident", "north") == [first["id"], second["id"]]
     assert (second["delivered"], proxy.taken[opening]) == ((0, 0) if naive else (1, 1))
 
@@ -469,3 +470,75 @@ def test_handshake_that_ends_within_the_retries_costs_nothing(proxy: FaultProxy)
 
     assert (_outcomes(receipt), receipt["retries"], receipt["offline"]) == ((1, 0, 0), 2, 0)
     assert opening in machines.rows()
+
+
+@pytest.mark.parametrize("ahead", [29, -29])
+def test_clock_of_the_sender_decides_about_no_row(proxy: FaultProxy, ahead: float) -> None:
+    """A client makes the message's id, up to 30 s off; a handshake is judged by the time of who posts."""
+    machines = Machines(proxy.endpoint, page_size=7, batch_size=3)
+    opening = machines.connect("u0", "resident", "north", age=1)
+    closed = machines.connect("u1", "resident", "north", age=15)
+    proxy.reset(Script(otherwise=GONE))
+
+    receipt = machines.broadcast({"shelters": ["north"]}, id=uuid7(time.time() + ahead, urandom(10)))
+
+    assert _outcomes(receipt) == (0, 1, 1)
+    assert list(machines.rows()) == [opening]
+    assert machines.reported == {opening: "failed", closed: "gone"}
+
+
+# ---- a 410 for a live connection
+
+
+def test_spurious_410_in_a_hundred_posts_costs_no_live_client_its_row(
+    proxy: FaultProxy, rng: random.Random
+) -> None:
+    machines = Machines(proxy.endpoint, page_size=100, batch_size=50)
+    connections = [machines.connect(f"u{n}", "resident", "north") for n in range(300)]
+    spurious = set(rng.sample(connections, 3))
+    proxy.reset(Script({name: [GONE, TAKEN] for name in spurious}))
+
+    receipt = machines.broadcast({"shelters": ["north"]})
+
+    assert (_outcomes(receipt), receipt["retries"], receipt["offline"]) == ((300, 0, 0), 3, 0)
+    assert set(machines.rows()) == set(connections)
+    assert set(proxy.taken.values()) == {1}
+
+
+# ---- rows that $connect did not write
+
+
+def test_unreadable_rows_fail_alone_and_their_users_are_handed_over(crowd: Crowd) -> None:
+    rows = crowd.machines.rows()
+    row = {**rows[crowd.connections[0]]}
+    odd: dict[str, Json] = {
+        "no-time": {"connectedAt": None},
+        "number": {"connectedAt": 1795421402},
+        "words": {"connectedAt": "yesterday"},
+        "nameless": {"userId": None},
+    }
+    for name, change in odd.items():
+        changed = {**row, "connectionId": name, "userId": f"user of {name}", **change}
+        crowd.machines.dynamodb.add("connections", {k: v for k, v in changed.items() if v is not None})
+
+    receipt = crowd.tell()
+
+    assert (_outcomes(receipt), receipt["offline"], receipt["unreached"]) == ((6, 0, 4), 3, [])
+    told = crowd.machines.told(receipt["id"])
+    assert told.users == dict.fromkeys((f"user of {name}" for name in ("no-time", "number", "words")), 1)
+    assert set(odd) <= set(crowd.machines.rows())
+    assert set(crowd.proxy.taken) == set(crowd.connections)
+
+
+@pytest.mark.parametrize("trouble", [{"deliver": ALWAYS}, {"offline": ALWAYS}], ids=str)
+def test_unreadable_rows_alone_in_their_batch_harm_nothing_whatever_fails(
+    proxy: FaultProxy, trouble: Trouble
+) -> None:
+    machines = Machines(proxy.endpoint, page_size=7, batch_size=3)
+    nameless = {"connectionId": "nameless", "shelterId": "north", "ttl": int(time.time()) + 600}
+    machines.dynamodb.add("connections", nameless)
+
+    receipt = machines.broadcast({"shelters": ["north"]}, trouble=trouble)
+
+    assert (_outcomes(receipt), receipt["offline"], receipt["offlineFailed"]) == ((0, 0, 1), 0, 0)
+    assert machines.published == []

@@ -34,9 +34,10 @@ from tests.faults.proxy import (
     THROTTLED,
     UNAVAILABLE,
     FaultProxy,
+    Post,
     Script,
 )
-from tests.faults.support import answer_of
+from tests.faults.support import outcome_of
 from tests.integration.variants import Variants
 from tests.waiting import until
 
@@ -302,13 +303,14 @@ class Wanderer:
         self.user = user
         self.got: list[str] = []
         self.duplicates = 0
+        self.position: str | None = None
         self.client: Client | None = None
         self._url = deployment.outputs.websocket_url
         self._token = deployment.token(user.user_id)
         self._listener: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
-        self.client = Client(self._url, self._token, resume_after=max(self.got, default=None), heartbeat=30)
+        self.client = Client(self._url, self._token, position=self.position, heartbeat=30)
         await self.client.__aenter__()
         self._listener = asyncio.create_task(self._listen(self.client))
 
@@ -318,6 +320,7 @@ class Wanderer:
             await client.close()
             await self._listener
             self.duplicates += client.duplicates
+            self.position = client.position
 
     def lose(self) -> None:
         """Lose the connection without a word; the client notices and comes back by itself."""
@@ -347,12 +350,12 @@ async def _wander(people: list[Wanderer], rng: random.Random) -> None:
 
 
 def _answered(relay: FaultProxy, message_id: str) -> tuple[int, int, int]:
-    """How many connections were delivered, gone and failed, by the last answer to each."""
-    last: dict[str, Outcome] = {}
+    """How many connections were delivered, gone and failed, by the answers to each."""
+    posts: dict[str, list[Post]] = {}
     for post in relay.posts:
         if json.loads(post.body)["id"] == message_id:
-            last[post.connection_id] = answer_of(relay, post.number)
-    outcomes = Counter(last.values())
+            posts.setdefault(post.connection_id, []).append(post)
+    outcomes: Counter[Outcome] = Counter(map(outcome_of, posts.values()))
     return outcomes["delivered"], outcomes["gone"], outcomes["failed"]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from functions.shared.messages import uuid7
+from muster.broadcaster import Broadcaster, Execution, InvalidBroadcast
 from muster.seed import User
 from tests.deployment import SHARDS, VARIABLES, Deployment, Json, pointers, refused, unique, users_of
 from tests.integration.conftest import Connect
@@ -76,6 +77,8 @@ def test_bad_input_fails_the_execution_with_every_fault(
     assert (outcome["status"], outcome["error"]) == ("FAILED", "InvalidBroadcast")
     cause = json.loads(outcome["cause"])
     assert pointers(cause) == faulty
+    history = deployment.stepfunctions.get_execution_history(executionArn=outcome["executionArn"])
+    assert [event["type"] for event in history["events"]].count("TaskScheduled") == 1  # Accept, once
     assert all(fault["problem"] and fault["fix"] for fault in cause["faults"])
 
 
@@ -117,16 +120,46 @@ def test_same_name_twice_is_one_broadcast(deployment: Deployment, shelter: str) 
     assert len(deployment.queued(f"shelter#{shelter}")) == 1
 
 
-def test_message_that_is_recorded_already_is_left_as_it_is(deployment: Deployment, shelter: str) -> None:
-    """Record is conditional: an id that comes twice neither fails the execution nor changes the message."""
-    identifier = uuid7(time.time(), urandom(10))
-    target = {"shelters": [shelter]}
+def test_message_that_is_sent_again_stays_as_it_was_recorded(deployment: Deployment, shelter: str) -> None:
+    """The same message under another name, and to more people, is the same message."""
+    identifier, other = uuid7(time.time(), urandom(10)), unique("shelter")
 
-    deployment.broadcast(target, id=identifier, payload={"text": "first"})
-    deployment.broadcast(target, id=identifier, payload={"text": "second"})
+    first = deployment.broadcast({"shelters": [shelter]}, id=identifier)
+    second = deployment.broadcast({"shelters": [shelter, other]}, id=identifier, offline="never")
 
+    assert first["id"] == second["id"] == identifier
     (item,) = deployment.queued(f"shelter#{shelter}")
-    assert json.loads(item["envelope"])["payload"] == {"text": "first"}
+    assert json.loads(item["envelope"])["sentAt"] == first["startedAt"]
+    assert [item["messageId"] for item in deployment.queued(f"shelter#{other}")] == [identifier]
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own-id", "id-of-the-receipt"])
+def test_id_of_another_message_is_a_conflict_and_nothing_of_it_is_recorded(
+    deployment: Deployment, shelter: str, own: bool
+) -> None:
+    """Clients that have the first message would drop the second as a duplicate."""
+    other = unique("shelter")
+    first = deployment.broadcast(
+        {"shelters": [shelter]}, **({"id": uuid7(time.time(), urandom(10))} if own else {})
+    )
+    request = {
+        "type": "alert",
+        "target": {"shelters": [shelter, other]},
+        "payload": {"text": "Another"},
+        "id": first["id"],
+    }
+    execution = deployment.start(request)
+    outcome = deployment.outcome(execution)
+
+    assert (outcome["status"], outcome["error"]) == ("FAILED", "Conflict")
+    assert pointers(json.loads(outcome["cause"])) == {"/id"}
+    assert "Another" not in outcome["cause"]
+    assert len(deployment.queued(f"shelter#{shelter}")) == 1
+    assert deployment.queued(f"shelter#{other}") == []
+    broadcaster = Broadcaster(deployment.outputs.broadcast_state_machine_arn, deployment.stepfunctions)
+    with pytest.raises(InvalidBroadcast) as conflict:
+        broadcaster.wait(Execution(execution), timeout=10)
+    assert (conflict.value.error, conflict.value.faults[0].pointer) == ("Conflict", "/id")
 
 
 @pytest.mark.parametrize(("scope", "handed_over"), [("users", 1), ("shelters", 0)])
@@ -175,11 +208,11 @@ def test_gone_connections_are_counted_forgotten_and_handed_over(
 
     receipt = deployment.broadcast({"shelters": [shelter]})
 
-    assert (receipt["audience"], receipt["gone"], receipt["offline"]) == (4, 4, 2)
+    assert (receipt["gone"], receipt["failed"], receipt["offline"]) == (3, 1, 2)
     assert [deployment.connection(connection_id) for connection_id in closed] == [None] * 3
     assert deployment.connection(in_handshake) is not None
-    notifications = deployment.notifications(receipt["id"], "gone")
-    assert users_of(notifications) == sorted([gone.user_id, opening.user_id])
+    assert users_of(deployment.notifications(receipt["id"], "gone")) == [gone.user_id]
+    assert users_of(deployment.notifications(receipt["id"], "failed")) == [opening.user_id]
 
 
 @pytest.mark.parametrize("scope", ["shelter", "role", "all"])

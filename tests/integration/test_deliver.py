@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from muster.seed import User
-from tests.deployment import Deployment
+from tests.deployment import Deployment, users_of
 from tests.integration.conftest import Connect
 from tests.schemas import conforming
 
@@ -43,7 +43,7 @@ def test_gone_connections_are_reported_and_left_to_offline(deployment: Deploymen
         "delivered": 0,
         "gone": 2,
         "failed": 0,
-        "retries": 0,
+        "retries": 2,  # each was asked again
         "undelivered": [
             {"connectionId": connection_id, "userId": user.user_id, "reason": "gone"}
             for connection_id, user in connections.items()
@@ -60,6 +60,23 @@ def test_a_connection_in_its_handshake_is_tried_again_and_keeps_its_row(
 
     result = deployment.invoke("deliver", _batch(deployment, {opening: user})).payload
 
-    assert (result["gone"], result["failed"]) == (1, 0)
+    assert (result["gone"], result["failed"]) == (0, 1)
     assert result["retries"] > 0
     assert deployment.connection(opening) is not None
+
+
+def test_a_row_that_cannot_be_read_fails_alone(
+    deployment: Deployment, connect: Connect, shelter: str
+) -> None:
+    """Through the real query: one row has no time, another a number for one, a third no user."""
+    users = [deployment.user("resident", shelter) for _ in range(4)]
+    changes: list[dict[str, Any]] = [{}, {"connectedAt": None}, {"connectedAt": 1795421402}, {"userId": None}]
+    rows = [connect(user, **change) for user, change in zip(users, changes, strict=True)]
+
+    receipt = deployment.broadcast({"shelters": [shelter]})
+
+    assert (receipt["gone"], receipt["failed"], receipt["unreached"]) == (1, 3, [])
+    assert (receipt["offline"], receipt["offlineFailed"]) == (3, 0)
+    told = users_of(deployment.notifications(receipt["id"]))
+    assert told == sorted(user.user_id for user in users[:3])
+    assert [deployment.connection(row) is None for row in rows] == [True, False, False, False]

@@ -97,8 +97,8 @@ def test_each_connection_has_its_own_outcome_whatever_api_gateway_answers_for_ot
     receipt = deployment.broadcast({"shelters": [shelter]}, machine=machine)
 
     assert (receipt["delivered"], receipt["failed"], receipt["gone"]) == (3, 2, 1)
-    # One for the busy connection and four for the one that always fails; 413 and 410 are final.
-    assert receipt["retries"] == 5
+    # One for the busy connection, four for the one that always fails, and one for the closed: 413 is final.
+    assert receipt["retries"] == 6
     failed = sorted(users[key].user_id for key in ("error/2", "too-large/3"))
     assert users_of(deployment.notifications(receipt["id"], "failed")) == failed
     assert users_of(deployment.notifications(receipt["id"], "gone")) == [users["closed/4"].user_id]

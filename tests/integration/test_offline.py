@@ -3,7 +3,6 @@
 import json
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from os import urandom
 from typing import Any
 
@@ -77,17 +76,17 @@ def test_notification_carries_the_message_and_what_subscribers_filter_on(
     }
 
 
-def test_gone_connection_is_forgotten_unless_it_was_just_opening(
+def test_row_of_a_gone_connection_is_deleted_and_of_a_failed_one_kept(
     deployment: Deployment, connect: Connect, message: Message
 ) -> None:
     first, second = deployment.user(), deployment.user()
-    gone, opening = connect(first), connect(second, connected_at=datetime.now(UTC))
+    gone, failed = connect(first), connect(second)
 
-    counts = message.hand_over([_gone(first, gone), _gone(second, opening)])
+    counts = message.hand_over([_gone(first, gone), _gone(second, failed) | {"reason": "failed"}])
 
     assert counts == {"offline": 2, "offlineFailed": 0}
     assert deployment.connection(gone) is None
-    assert deployment.connection(opening) is not None
+    assert deployment.connection(failed) is not None
 
 
 def test_user_with_another_live_connection_is_left_out(

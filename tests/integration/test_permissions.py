@@ -216,17 +216,23 @@ def test_a_role_is_what_the_page_for_the_review_says(
 
 
 @pytest.mark.parametrize("name", [*WORKS, "broadcast", "fanout"])
-def test_a_role_is_assumed_by_its_service_alone(
+def test_a_role_is_assumed_by_its_service_alone_for_this_account(
     deployment: Deployment, variants: Variants, name: str
 ) -> None:
     role = _role(deployment, variants, name).rpartition("/")[2]
     (statement,) = deployment.iam.get_role(RoleName=role)["Role"]["AssumeRolePolicyDocument"]["Statement"]
-    trusted: dict[str, Any] = {"Service": "lambda.amazonaws.com"}
+    machines, _, _ = deployment.outputs.broadcast_state_machine_arn.rpartition(":")
+    account = {"aws:SourceAccount": machines.split(":")[4]}
+    service, condition = "lambda", {"StringEqualsIfExists": account}
     if name not in WORKS:
-        trusted = {"Service": "states.amazonaws.com"}
-        arn = getattr(deployment.outputs, f"{name}_state_machine_arn")
-        assert statement.pop("Condition") == {"ArnEquals": {"aws:SourceArn": arn}}
-    assert statement == {"Effect": "Allow", "Principal": trusted, "Action": "sts:AssumeRole"}
+        service = "states"
+        condition = {"ArnLike": {"aws:SourceArn": f"{machines}:*"}, "StringEquals": account}
+    assert statement == {
+        "Effect": "Allow",
+        "Principal": {"Service": f"{service}.amazonaws.com"},
+        "Action": "sts:AssumeRole",
+        "Condition": condition,
+    }
 
 
 def _role(deployment: Deployment, variants: Variants, name: str) -> str:

@@ -22,22 +22,35 @@ def key() -> rsa.RSAPrivateKey:
 
 
 @pytest.fixture(scope="session")
-def key_url(deployment: Deployment, key: rsa.RSAPrivateKey) -> Iterator[str]:
-    """Where the provider publishes its keys: an object in S3, which a Lambda reaches wherever it runs."""
-    s3, place = deployment.outputs.client("s3"), {"Bucket": unique("keys"), "Key": "jwks.json"}
+def key_urls(deployment: Deployment, key: rsa.RSAPrivateKey) -> Iterator[dict[str, str]]:
+    """Where providers publish their keys: objects in S3, which a Lambda reaches wherever it runs.
+
+    One names its key, one does not, and one publishes nothing.
+    """
+    s3, bucket = deployment.outputs.client("s3"), unique("keys")
     jwk = jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
-    keys = {"keys": [jwk | {"kid": "one", "alg": "RS256", "use": "sig"}]}
-    s3.create_bucket(Bucket=place["Bucket"])
-    s3.put_object(**place, Body=json.dumps(keys))
-    yield s3.generate_presigned_url("get_object", Params=place)
-    s3.delete_object(**place)
-    s3.delete_bucket(Bucket=place["Bucket"])
+    published = {"named": jwk | {"kid": "one", "alg": "RS256", "use": "sig"}, "unnamed": jwk}
+    s3.create_bucket(Bucket=bucket)
+    for name, members in published.items():
+        s3.put_object(Bucket=bucket, Key=name, Body=json.dumps({"keys": [members]}))
+    yield {
+        name: s3.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": name})
+        for name in (*published, "nothing")
+    }
+    for name in published:
+        s3.delete_object(Bucket=bucket, Key=name)
+    s3.delete_bucket(Bucket=bucket)
+
+
+def verifying(variants: Variants, key_url: str) -> str:
+    """A `connect` that takes keys from this address."""
+    changes = {"JWT_ALGORITHMS": "RS256", "JWT_JWKS_URL": key_url, "JWT_SECRET_ARN": None}
+    return variants.function("connect", environment=changes)
 
 
 @pytest.fixture(scope="session")
-def function(variants: Variants, key_url: str) -> str:
-    changes = {"JWT_ALGORITHMS": "RS256", "JWT_JWKS_URL": key_url, "JWT_SECRET_ARN": None}
-    return variants.function("connect", environment=changes)
+def function(variants: Variants, key_urls: dict[str, str]) -> str:
+    return verifying(variants, key_urls["named"])
 
 
 def test_admits_what_the_private_key_signed(
@@ -76,6 +89,36 @@ def test_refuses_a_key_that_the_provider_does_not_have(deployment: Deployment, f
     connection_id, answer = handshake(deployment, query=token, function=function)
 
     assert_refused(deployment, connection_id, answer, 401, "TokenRefused: signature", token)
+
+
+def test_admits_a_token_without_a_key_id_by_the_only_key_without_one(
+    deployment: Deployment, variants: Variants, key_urls: dict[str, str], key: rsa.RSAPrivateKey
+) -> None:
+    token = jwt.encode(deployment.claims(deployment.user().user_id), key, "RS256")
+
+    connection_id, answer = handshake(
+        deployment, query=token, function=verifying(variants, key_urls["unnamed"])
+    )
+
+    deployment.forget_connections([connection_id])
+    assert answer.payload == {"statusCode": 200, "headers": {}}
+
+
+def test_refuses_nobody_while_the_provider_has_no_keys_and_says_why(
+    deployment: Deployment, variants: Variants, key_urls: dict[str, str], key: rsa.RSAPrivateKey
+) -> None:
+    token = jwt.encode(deployment.claims(deployment.user().user_id), key, "RS256", headers={"kid": "one"})
+
+    connection_id, answer = handshake(
+        deployment, query=token, function=verifying(variants, key_urls["nothing"])
+    )
+
+    assert answer.payload == {"statusCode": 500}
+    assert deployment.connection(connection_id) is None
+    (record,) = answer.records("connection failed")
+    assert record["exception_name"] == "KeysUnavailable"
+    assert "HTTP Error 404" in record["exception"]
+    assert not [part for part in token.split(".") if part in answer.log]
 
 
 def _encoded(data: bytes) -> str:

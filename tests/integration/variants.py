@@ -107,13 +107,15 @@ class Variants:
         return str(self._deployment.functions.get_function_configuration(FunctionName=name)["Role"])
 
     def policy(self, role_arn: str) -> Policy:
-        """Return the policy of a role, which must be its only one."""
+        """Return the policies of a role as one; all of them must be its own."""
         role = role_arn.rpartition("/")[2]
         iam = self._deployment.iam
-        (name,) = iam.list_role_policies(RoleName=role)["PolicyNames"]
         assert iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"] == []
-        policy: Policy = iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
-        return policy
+        policies = [
+            iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
+            for name in iam.list_role_policies(RoleName=role)["PolicyNames"]
+        ]
+        return {"Statement": [statement for policy in policies for statement in policy["Statement"]]}
 
     def _role(self, original_arn: str, without: Grant) -> str:
         """Copy a role, less one permission, and return the copy's ARN."""

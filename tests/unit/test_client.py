@@ -7,6 +7,8 @@ import functools
 import json
 import logging
 import socket
+import traceback
+import urllib.error
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -19,6 +21,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from functions.shared.keys import KEY_LIFETIME_SECONDS
 from muster import client as client_module
 from muster.client import (
     Client,
@@ -175,6 +178,11 @@ async def take(client: Client, count: int) -> list[int]:
     return [(await anext(client))["payload"]["number"] for _ in range(count)]
 
 
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
 async def everything(client: Client) -> list[int]:
     """What iteration still yields after a barrier: a pong comes after all that was posted before it."""
     await client.ping()
@@ -273,9 +281,34 @@ async def test_an_error_reply_raises_with_its_code_and_faults() -> None:
 @asynchronous
 async def test_an_id_that_no_reply_could_refer_to_is_refused() -> None:
     async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
-        for identifier in ("", "a b", "x" * 65, 7.5):
+        for identifier in ("", "a b", "x" * 65, "a\n", 7.5, 42, True, None):
             with pytest.raises(ClientError, match="cannot identify"):
                 await client.send({"action": "ping", "id": identifier})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), json.loads("1e999"), {1, 2}, "\ud800"])
+@asynchronous
+async def test_what_json_cannot_hold_is_refused_with_its_place(value: object) -> None:
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
+        with pytest.raises(ClientError, match=r"^/payload/beds/1 ") as refused:
+            await client.alert({"all": True}, {"beds": [1, value]})
+        assert refused.value.fix
+        await client.ping()
+        assert not gateway.actions("alert")
+
+
+@asynchronous
+async def test_two_messages_with_one_id_at_a_time_are_refused() -> None:
+    async def ignore(connection: ServerConnection, message: Message) -> bool:
+        return True
+
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
+        gateway.override = ignore
+        first = asyncio.create_task(client.send({"action": "alert", "id": "one"}))
+        await gateway.until(lambda: gateway.actions("alert"))
+        with pytest.raises(ClientError, match="one is still waiting"):
+            await client.send({"action": "alert", "id": "one"})
+        await _cancel(first)
 
 
 @asynchronous
@@ -285,8 +318,9 @@ async def test_no_reply_in_time_raises() -> None:
 
     async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
         gateway.override = ignore
-        with pytest.raises(ReplyTimeout, match="alert"):
+        with pytest.raises(ReplyTimeout, match="alert") as late:
             await client.send({"action": "alert"}, timeout=0.05)
+        assert gateway.actions("alert")[0]["id"] in (late.value.fix or "")
 
 
 @asynchronous
@@ -334,6 +368,35 @@ async def test_the_token_shows_nowhere(caplog: pytest.LogCaptureFixture) -> None
     assert TOKEN not in "".join([repr(client), str(refused.value), str(refused.value.fix), *shown])
 
 
+@asynchronous
+async def test_white_space_around_a_token_is_ignored() -> None:
+    async with FakeGateway() as gateway, Client(gateway.url, lambda: f" {TOKEN}\r\n") as client:
+        assert gateway.handshakes == [f"Bearer {TOKEN}"]
+        await client.renew(f"{TOKEN}\n")
+        assert gateway.actions("renew")[0]["token"] == TOKEN
+
+
+@pytest.mark.parametrize(
+    "token", ["", " \n", "hunter2\nhunter2", "hunter2\x00", "huntér2", "Bearer hunter2", b"hunter2", None]
+)
+@asynchronous
+async def test_no_text_holds_a_part_of_a_token_that_cannot_be_one(
+    token: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with FakeGateway() as gateway:
+        for given in (token, lambda: token):
+            with pytest.raises((ClientError, TypeError)) as refused:
+                await Client(gateway.url, given).__aenter__()
+            assert "hunt" not in "".join(traceback.format_exception(refused.value))
+        async with Client(gateway.url, TOKEN) as client:
+            if isinstance(token, str):
+                with pytest.raises(ClientError, match="token"):
+                    await client.renew(token)
+        assert len(gateway.handshakes) == 1
+    assert "hunt" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("status", "hint"), [(401, "fresh token"), (403, "active"), (404, "address"), (429, "again")]
 )
@@ -373,6 +436,68 @@ async def test_a_bad_address_is_unreachable_and_its_query_stays_secret() -> None
     with pytest.raises(Unreachable, match="wss://") as unreachable:
         await Client(f"https://example.org/live?Authorization={TOKEN}", TOKEN).__aenter__()
     assert TOKEN not in str(unreachable.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ws://127.0.0.1:99999/live",
+        "ws://127.0.0.1:port/live",
+        "ws://[::1/live",
+        "ws://a..b/live",
+        f"ws://{'a' * 64}.example/live",
+        "ws://user:hunter2@127.0.0.1:1/live",
+        "ws://hunter2@127.0.0.1:1/live",
+        "ws://user:hunt?hunter2@127.0.0.1:1/live",
+        "ws://user:hunter2/hunter2@127.0.0.1:1/live",
+        "user:hunter2@127.0.0.1/live",
+        "ws://127.0.0.1:1/live&Authorization=hunter2",
+        "ws:///live?hunter2",
+        "ws://127.0.0.1:1/live#hunter2",
+        "ws://127.0.0.1 :1/live?hunter2",
+        "ws://127.0.0.1:1/li\x00ve?hunter2",
+        "ws://127.0.0.1:1/live?hunter2\r\nHost: hunter2",
+        "ws://\ud800/live?hunter2",
+        "//127.0.0.1:1/live?hunter2",
+        "",
+    ],
+)
+@asynchronous
+async def test_an_address_that_cannot_be_one_is_unreachable_and_its_secrets_stay_secret(url: str) -> None:
+    client = Client(url, TOKEN)
+    with pytest.raises(Unreachable) as unreachable:
+        await client.__aenter__()
+    shown = "".join(traceback.format_exception(unreachable.value)) + repr(client)
+    shown.encode()
+    assert "hunter2" not in shown
+
+
+@asynchronous
+async def test_a_proxy_that_cannot_be_one_is_unreachable_and_its_password_stays_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("http_proxy", "gopher://user:hunter2@proxy.example:1")
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(Unreachable, match="proxy") as unreachable:
+        await Client("ws://muster.example/live", TOKEN).__aenter__()
+    assert "hunter2" not in "".join(traceback.format_exception(unreachable.value))
+
+
+@asynchronous
+async def test_a_redirect_is_not_followed() -> None:
+    def redirect(connection: ServerConnection, request: Request) -> Response:
+        response = connection.respond(HTTPStatus.FOUND, "elsewhere")
+        response.headers["Location"] = elsewhere.url
+        return response
+
+    async with (
+        FakeGateway() as elsewhere,
+        serve(lambda _: asyncio.sleep(0), "127.0.0.1", 0, process_request=redirect) as server,
+    ):
+        port = next(iter(server.sockets)).getsockname()[1]
+        with pytest.raises(HandshakeRefused, match="302"):
+            await Client(f"ws://127.0.0.1:{port}/", TOKEN).__aenter__()
+        assert elsewhere.handshakes == []
 
 
 @asynchronous
@@ -457,7 +582,7 @@ async def test_a_new_client_resumes_from_when_it_connected(early: list[int]) -> 
 async def test_iteration_can_begin_where_an_earlier_client_stopped() -> None:
     async with FakeGateway() as gateway:
         gateway.retained = [envelope(number, ago=100 - 11 * number) for number in range(1, 9)]
-        async with Client(gateway.url, TOKEN, resume_after=gateway.retained[5]["id"]) as client:
+        async with Client(gateway.url, TOKEN, position=gateway.retained[5]["id"]) as client:
             # Messages 4 and 5 lie in the 30 s that the server reads again.
             assert await take(client, 5) == [4, 5, 6, 7, 8]
             assert gateway.actions("resume")[0]["after"] == gateway.retained[5]["id"]
@@ -473,7 +598,7 @@ async def test_an_impossible_place_to_resume_from_ends_iteration_with_the_server
 
     async with FakeGateway() as gateway:
         gateway.override = refuse
-        async with Client(gateway.url, TOKEN, resume_after="no-uuid") as client:
+        async with Client(gateway.url, TOKEN, position="no-uuid") as client:
             with pytest.raises(Refused, match="invalid_message"):
                 await take(client, 1)
             with pytest.raises(Refused, match="invalid_message"):
@@ -574,6 +699,74 @@ async def test_a_refusal_on_reconnecting_ends_iteration_and_sending() -> None:
 
 
 @asynchronous
+async def test_a_callable_is_asked_again_while_a_key_may_be_rotating() -> None:
+    tokens = iter(["old", "refused", "refused again", "good"])
+    async with (
+        FakeGateway() as gateway,
+        Client(gateway.url, lambda: next(tokens).replace(" ", "-")) as client,
+    ):
+        gateway.refusals = [401, 401]
+        await gateway.open[0].close()
+        await client.ping()
+        assert gateway.handshakes[1:] == ["Bearer refused", "Bearer refused-again", "Bearer good"]
+
+
+@asynchronous
+async def test_a_401_after_the_longest_rotation_is_final(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "ROTATION_SECONDS", 0.1)
+    async with FakeGateway() as gateway, Client(gateway.url, lambda: TOKEN) as client:
+        gateway.refusals = [401] * 100
+        started = asyncio.get_running_loop().time()
+        await gateway.open[0].close()
+        with pytest.raises(HandshakeRefused, match="401"):
+            await anext(client)
+        assert asyncio.get_running_loop().time() - started >= 0.1
+        assert len(gateway.handshakes) > 2
+
+
+@asynchronous
+async def test_a_403_is_final_also_for_a_callable() -> None:
+    async with FakeGateway() as gateway, Client(gateway.url, lambda: TOKEN) as client:
+        gateway.refusals = [403]
+        await gateway.open[0].close()
+        with pytest.raises(HandshakeRefused, match="403"):
+            await anext(client)
+        assert len(gateway.handshakes) == 2
+
+
+def test_a_rotation_takes_as_long_as_functions_keep_a_key() -> None:
+    assert client_module.ROTATION_SECONDS == KEY_LIFETIME_SECONDS
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(), TimeoutError(), socket.gaierror(), urllib.error.URLError("secret")]
+)
+@asynchronous
+async def test_a_callable_that_cannot_reach_its_issuer_is_asked_again(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    outcomes: list[Exception | str] = [TOKEN, error, error, "good"]
+
+    def token() -> str:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async with FakeGateway() as gateway, Client(gateway.url, token) as client:
+        await gateway.open[0].close()
+        await client.ping()
+        assert gateway.handshakes[-1] == "Bearer good"
+    assert type(error).__name__ in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_pause_is_bounded_also_after_days_of_failures() -> None:
+    assert all(0 <= client_module._backoff(failures) <= 30 for failures in (1, 11, 1100, 10**6))
+
+
+@asynchronous
 async def test_trouble_of_the_servers_own_is_waited_out_with_growing_random_pauses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -593,6 +786,7 @@ async def test_trouble_of_the_servers_own_is_waited_out_with_growing_random_paus
         pauses = [bound for bound in bounds if bound != client_module.ROLLOVER_WINDOW]
         assert pauses == [(0, 0.01), (0, 0.02), (0, 0.04), (0, 0.05)]
         bounds.clear()
+        monkeypatch.setattr(client_module, "STABLE_SECONDS", 0)
         await gateway.open[0].close()
         await gateway.until(lambda: len(gateway.handshakes) == 6)
         assert bounds[0] == (0, 0.01)
@@ -626,6 +820,40 @@ async def test_frames_that_are_no_messages_are_passed_over(caplog: pytest.LogCap
     assert "Internal server error" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "frame",
+    [
+        '{"type": ["alert"], "replyTo": {}}',
+        '{"type": "alert"}',
+        '{"type": "alert", "id": ["x"]}',
+        '{"replyTo": []}',
+        "[" * 100_000,
+        "1" * 5_000,
+        b"\xff",
+    ],
+)
+@asynchronous
+async def test_a_frame_of_an_unexpected_form_does_not_cost_the_connection(frame: str | bytes) -> None:
+    async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
+        await gateway.open[0].send(frame)
+        await gateway.post(envelope(1))
+        assert await everything(client) == [1]
+        assert len(gateway.handshakes) == 1
+
+
+@pytest.mark.parametrize("pong", [{}, {"connectedAt": "now"}, {"connectedAt": 1, "reconnectBy": None}])
+@asynchronous
+async def test_a_server_that_answers_otherwise_is_named(pong: Message) -> None:
+    async def answer(connection: ServerConnection, message: Message) -> bool:
+        await connection.send(json.dumps(pong | {"replyTo": message["id"]}))
+        return True
+
+    async with FakeGateway() as gateway:
+        gateway.override = answer
+        with pytest.raises(ClientError, match="does not answer as Muster does"):
+            await Client(gateway.url, TOKEN).__aenter__()
+
+
 @asynchronous
 async def test_closing_ends_iteration_after_what_has_arrived() -> None:
     async with FakeGateway() as gateway:
@@ -643,3 +871,9 @@ async def test_closing_ends_iteration_after_what_has_arrived() -> None:
 async def test_a_client_that_was_never_opened_says_so() -> None:
     with pytest.raises(ClientClosed):
         await Client("ws://127.0.0.1:1", TOKEN).ping()
+
+
+@asynchronous
+async def test_a_client_that_was_never_opened_yields_nothing() -> None:
+    with pytest.raises(ClientClosed):
+        await anext(Client("ws://127.0.0.1:1", TOKEN))

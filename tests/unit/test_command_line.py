@@ -1,12 +1,30 @@
 """The `muster` command as a whole: what it offers, and how it fails."""
 
+import errno
+import json
+import os
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-from muster import cli
+from muster import bundle, cli
+from muster.bundle import Bundle
+from muster.cli import console, messaging
+from muster.emulator import free_port
+from muster.errors import TerraformError
+from muster.stack import Stack
+from tests.unit.test_outputs import FLAT
+
+FOREIGN = "[/x] :secret: [dev] [red]"
+"""Not Muster's text: a path, an ARN, an error of Terraform. Markup and emoji codes in it mean nothing."""
+
+COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -43,3 +61,247 @@ def test_status_of_nothing_says_so_and_fails(
 ) -> None:
     assert run(monkeypatch, "status", "--state-dir", str(tmp_path)) == 1
     assert "The local stack is down" in capsys.readouterr().out
+
+
+class TestForeignText:
+    """Text that is not Muster's own is printed as it is."""
+
+    @pytest.mark.parametrize("terminal", [True, False])
+    def test_in_progress(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
+    ) -> None:
+        monkeypatch.setattr(console.stderr, "_force_terminal", terminal)
+        monkeypatch.setattr(console, "_QUIET_SECONDS", -1.0)
+        with console.progress() as shown:
+            shown.step(f"Going on, although {FOREIGN}")
+            shown.detail(f"1/2 {FOREIGN}")
+        err = capsys.readouterr().err
+        assert f"Going on, although {FOREIGN}" in err
+        assert terminal or f"1/2 {FOREIGN}" in err
+
+    def test_in_errors_and_fixes(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        def fail(_stack: Stack) -> None:
+            raise TerraformError(FOREIGN, fix=FOREIGN)
+
+        monkeypatch.setattr(Stack, "up", fail)
+        assert run(monkeypatch, "up", "--state-dir", str(tmp_path)) == 1
+        assert capsys.readouterr().err == f"Error: {FOREIGN}\nFix: {FOREIGN}\n"
+
+    def test_in_usage_errors(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(monkeypatch, "broadcast", "--to", FOREIGN, "--payload", "{}") == 2
+        assert FOREIGN in capsys.readouterr().err
+
+    def test_in_results(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        folder = Path("[dev]") / ":secret:"
+        folder.mkdir(parents=True)
+        made = Bundle(folder / "functions.zip", folder / "layer.zip", folder / "bundle.json")
+        for path in (made.functions, made.layer):
+            path.touch()
+        monkeypatch.setattr(bundle, "build", lambda *_arguments, **_options: made)
+        assert run(monkeypatch, "build") == 0
+        out = capsys.readouterr().out
+        assert str(made.functions) in out
+        assert f"as {made.manifest} says" in out
+
+
+class TestEmptyArguments:
+    """They come from a variable that a script failed to set, and mean nothing of what an absent one means."""
+
+    @pytest.mark.parametrize(
+        ("command", "option"),
+        [
+            (name, parameter.opts[0])
+            for name, command in COMMANDS.items()
+            for parameter in command.params
+            if name != "terraform" and not getattr(parameter, "is_flag", False)
+        ],
+    )
+    @pytest.mark.parametrize("value", ["", " "])
+    def test_every_option_and_argument_refuses_them(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        command: str,
+        option: str,
+        value: str,
+    ) -> None:
+        arguments = [[option, value], [f"{option}={value}"]] if option.startswith("-") else [[value]]
+        for given in arguments:
+            assert run(monkeypatch, command, *given) == 2
+            err = capsys.readouterr().err
+            assert "is empty" in err
+            assert not option.startswith("-") or option in err
+
+    @pytest.mark.parametrize("value", ["", " \n"])
+    def test_an_empty_token_in_the_environment_is_none(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str
+    ) -> None:
+        monkeypatch.setenv("MUSTER_TOKEN", value)
+        monkeypatch.setattr(messaging, "Client", None)  # nothing may be sent
+        assert run(monkeypatch, "send", "--url", "ws://127.0.0.1", "{}") == 2
+        assert "say who connects" in capsys.readouterr().err
+
+    def test_empty_paths_in_the_environment_are_none(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("MUSTER_OUTPUTS", "")
+        assert run(monkeypatch, "token", "ada", "--state-dir", str(tmp_path)) == 2
+        assert "no stack to talk to" in capsys.readouterr().err
+
+
+class TestUsage:
+    """What cannot be right is a usage error before anything runs: one sentence, exit 2."""
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["send", "--token", "t", "--url", "ws://127.0.0.1:99999", "{}"],
+            ["send", "--token", "t", "--url", "ws://127.0.0.1:port", "{}"],
+            ["send", "--token", "t", "--url", "ws://[::1", "{}"],
+            ["send", "--token", "t", "--url", "ws://a..b", "{}"],
+            ["send", "--token", "t", "--url", "http://127.0.0.1", "{}"],
+            ["send", "--token", "t", "--url", "ws://ada:hush@127.0.0.1", "{}"],
+            ["listen", "--token", "t", "--url", "ws://127.0.0.1", "--timeout", "nan"],
+            ["listen", "--token", "t", "--url", "ws://127.0.0.1", "--timeout", "-1"],
+            ["broadcast", "--to", "all", "--payload", "{}", "--timeout", "1e999"],
+            ["up", "--port", "65536"],
+            ["up", "--endpoint", "http://127.0.0.1:65536"],
+            ["up", "--endpoint", "127.0.0.1:4566"],
+            ["demo", "--port", "-1"],
+            ["token", "ada", "--ttl", "99999999999999"],
+            ["build", "--out", __file__],
+            ["status", "--state-dir", __file__],
+        ],
+    )
+    def test_it_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+    ) -> None:
+        monkeypatch.setattr(messaging, "Client", None)
+        assert run(monkeypatch, *arguments) == 2
+        err = capsys.readouterr().err
+        assert f"Invalid value for '{arguments[-2 if arguments[-1] != '{}' else -3]}'" in err
+        assert "hush" not in err
+
+
+class TestFiles:
+    """What the system refuses is a sentence that names the file, and a fix."""
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["build", "--out", f"{__file__}/build"],
+            ["up", "--state-dir", f"{__file__}/state"],
+            ["status", "--state-dir", f"{__file__}/state"],
+            ["token", "ada", "--outputs", "x" * 300],
+        ],
+    )
+    def test_a_path_that_cannot_be_used_is_a_usage_error(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+    ) -> None:
+        assert run(monkeypatch, *arguments) == 2
+        err = capsys.readouterr().err
+        assert f"Error: {arguments[-1]}" in err
+        assert "Fix: " in err
+
+    @pytest.mark.parametrize(
+        ("error", "sentence", "code"),
+        [
+            (OSError(errno.ENOSPC, "No space left on device"), "No space left on device.", 1),
+            (OSError(errno.EROFS, "Read-only file system", "/x"), "/x: Read-only file system.", 1),
+            (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied.", 1),
+            (IsADirectoryError(errno.EISDIR, "Is a directory", "/x"), "/x: Is a directory.", 2),
+            (OSError("something else"), "something else.", 1),
+            (shutil.Error([("/a", "/b", "[Errno 28] No space")]), "/b: [Errno 28] No space.", 1),
+        ],
+    )
+    def test_any_failure_is_told_without_a_trace(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        error: OSError,
+        sentence: str,
+        code: int,
+    ) -> None:
+        def fail(*_arguments: object, **_options: object) -> None:
+            raise error
+
+        monkeypatch.setattr(bundle, "build", fail)
+        assert run(monkeypatch, "build") == code
+        err = capsys.readouterr().err
+        assert f"Error: {sentence}\n" in err
+        assert "Fix: " in err
+
+
+AS_ON_WINDOWS = """
+import importlib.abc, os, signal, sys
+
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in {"fcntl", "grp", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}:
+            raise ImportError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Missing())
+for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+    sys.modules.pop(name, None)
+for name in ("fork", "getpgid", "killpg", "setsid"):
+    delattr(os, name)
+for name in ("SIGHUP", "SIGKILL", "SIGQUIT"):
+    delattr(signal, name)
+
+from muster import Broadcaster, Client, MusterError, Outputs, Stack
+from muster.cli import main
+main()
+"""
+
+
+class TestWindows:
+    """Without what only POSIX systems have, all works but the local stack, which says so."""
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-c", AS_ON_WINDOWS, *arguments]
+        environment = {**os.environ, "AWS_MAX_ATTEMPTS": "1"}
+        done = subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
+        assert "Traceback" not in done.stderr
+        return done
+
+    @pytest.fixture
+    def outputs(self, tmp_path: Path) -> Path:
+        """A deployment whose endpoints refuse connections."""
+        path = tmp_path / "outputs.json"
+        endpoint = f"http://127.0.0.1:{free_port()}"
+        path.write_text(json.dumps({**FLAT, "endpoint_url": endpoint}))
+        return path
+
+    def test_help_and_status_work(self, tmp_path: Path) -> None:
+        assert self.run("--help").returncode == 0
+        status = self.run("status", "--state-dir", str(tmp_path))
+        assert (status.returncode, status.stdout[:23]) == (1, "The local stack is down")
+
+    @pytest.mark.parametrize("command", ["up", "demo"])
+    def test_the_local_stack_says_where_it_works(self, tmp_path: Path, command: str) -> None:
+        place = ["--state-dir", str(tmp_path)] if command == "up" else []
+        refused = self.run(command, *place)
+        assert refused.returncode == 1
+        assert "Error: The local stack needs Linux or macOS.\nFix: On Windows run it in WSL" in refused.stderr
+
+    def test_messages_reach_for_the_deployment(self, outputs: Path) -> None:
+        started = self.run("broadcast", "--to", "all", "--payload", "{}", "--outputs", str(outputs))
+        assert "Error: The broadcast cannot be started: Could not connect" in started.stderr
+        url = f"ws://127.0.0.1:{free_port()}"
+        for command in (["send", "{}"], ["listen"]):
+            refused = self.run(*command, "--token", "t", "--url", url)
+            assert refused.returncode == 1
+            assert refused.stderr.startswith("Error: ")
+
+    def test_a_token_needs_no_stack(self, outputs: Path) -> None:
+        refused = self.run("token", "ada", "--outputs", str(outputs))
+        assert (
+            "Error: This deployment verifies tokens with the keys of an identity provider" in refused.stderr
+        )

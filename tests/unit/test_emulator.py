@@ -65,6 +65,18 @@ class TestIdentity:
         assert wait_for(lambda: not process.alive())
         assert Process.of(sleeper.pid) is None
 
+    def test_without_proc_it_is_recognised_from_any_language_and_time_zone(
+        self, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(emulator, "_PROC", Path("/nowhere"))  # as on macOS
+        monkeypatch.setenv("TZ", "Asia/Tokyo")
+        process = known(sleeper.pid)
+        monkeypatch.setenv("TZ", "America/Los_Angeles")
+        assert process.alive()
+        assert not Process(sleeper.pid, "Thu Jan  1 00:00:00 1970").alive()
+        sleeper.kill()
+        assert wait_for(lambda: not process.alive())
+
     def test_another_process_with_the_same_id_is_not_it(self, sleeper: subprocess.Popen[bytes]) -> None:
         assert not Process(sleeper.pid, "an earlier time").alive()
 
@@ -102,43 +114,111 @@ class TestPort:
         emulator.require_free(emulator.free_port())
 
 
+class Recorded(Exception):
+    """Raised by a caller that fails right after recording."""
+
+
+STARTS_AND_HANGS = """
+import pathlib, sys, time
+from muster import emulator
+
+def record(process):
+    print(process.pid, flush=True)
+    time.sleep(60)
+
+emulator._MODULE = "stand_in"
+folder = pathlib.Path(sys.argv[1])
+emulator.start(4611, log=folder / "log", folder=folder, record=record)
+"""
+
+
+@pytest.mark.parametrize("proc", ["/proc", "/nowhere"], ids=["linux", "macos"])
 class TestStart:
+    @pytest.fixture(autouse=True)
+    def _proc(self, proc: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(emulator, "_PROC", Path(proc))
+
     @pytest.fixture
-    def stand_in(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """An interpreter that writes down its environment, instead of the emulator, and ends with a word."""
-        program = tmp_path / "python"
-        told = tmp_path / "environment.json"
-        program.write_text(
-            f"#!{sys.executable}\nimport json, os, pathlib, sys\n"
-            f"pathlib.Path({str(told)!r}).write_text(json.dumps(dict(os.environ)))\nsys.exit('no room')\n"
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A folder with a module instead of the emulator: it writes down how it runs and ends with a word."""
+        folder = tmp_path / "tmp"
+        folder.mkdir()
+        (folder / "stand_in.py").write_text(
+            "import json, os, pathlib, sys\n"
+            "told = {'environment': dict(os.environ), 'pid': os.getpid(), 'input': sys.stdin.read()}\n"
+            "pathlib.Path('told.partial').write_text(json.dumps(told))\n"
+            "pathlib.Path('told.partial').rename('told.json')\n"
+            "sys.exit('no room')\n"
         )
-        program.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(program))
-        return told
+        monkeypatch.setattr(emulator, "_MODULE", "stand_in")
+        return folder
+
+    def start(self, folder: Path, record: Callable[[Process], object] = lambda process: None) -> Process:
+        return emulator.start(4611, log=folder / "log", folder=folder, record=record)
 
     def test_nothing_of_the_users_reaches_the_emulator_and_it_stays_on_this_machine(
-        self, stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "PERSIST_STATE", "HTTP_PROXY"):
             monkeypatch.setenv(name, "the user's")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAREAL")
-        process = emulator.start(4611, log=tmp_path / "log", folder=tmp_path / "tmp")
+        process = self.start(folder)
         assert wait_for(lambda: not process.alive())
-        environment = json.loads(stand_in.read_text())
+        environment = json.loads((folder / "told.json").read_text())["environment"]
         assert "the user's" not in environment.values()
         assert environment["AWS_ACCESS_KEY_ID"] == "test"
         assert environment["AUTH"] == "true"  # the functions' roles are enforced
         assert environment["BIND_HOST"] == "127.0.0.1"
         assert environment["IOT_MTLS_ENABLED"] == environment["SFTP_ENABLED"] == "0"
         assert environment["GATEWAY_PORT"] == "4611"
-        assert environment["TMPDIR"] == str(tmp_path / "tmp")
+        assert environment["TMPDIR"] == str(folder)
         assert not Path(environment["DOCKER_HOST"].removeprefix("unix://")).exists()
 
-    def test_an_emulator_that_ends_while_starting_is_quoted(self, stand_in: Path, tmp_path: Path) -> None:
-        log = tmp_path / "log"
-        process = emulator.start(4611, log=log, folder=tmp_path / "tmp")
+    def test_an_emulator_that_ends_while_starting_is_quoted(self, folder: Path) -> None:
+        process = self.start(folder)
         with pytest.raises(StackError, match="no room"):
-            emulator.wait_until_healthy(process, f"http://127.0.0.1:{emulator.free_port()}", log=log)
+            emulator.wait_until_healthy(
+                process, f"http://127.0.0.1:{emulator.free_port()}", log=folder / "log"
+            )
+
+    def test_it_runs_only_once_it_is_recorded(self, folder: Path) -> None:
+        recorded: list[Process] = []
+
+        def record(process: Process) -> None:
+            time.sleep(0.5)  # enough for it to begin, if it did not wait
+            assert not (folder / "told.json").exists()
+            recorded.append(process)
+
+        process = self.start(folder, record)
+        assert recorded == [process]
+        assert wait_for((folder / "told.json").exists)
+        told = json.loads((folder / "told.json").read_text())
+        assert (told["pid"], told["input"]) == (process.pid, "")
+
+    @pytest.mark.parametrize("error", [Recorded, KeyboardInterrupt])
+    def test_a_caller_that_cannot_record_it_leaves_nothing(
+        self, folder: Path, error: type[BaseException]
+    ) -> None:
+        seen: list[Process] = []
+
+        def record(process: Process) -> None:
+            seen.append(process)
+            raise error
+
+        with pytest.raises(error):
+            self.start(folder, record)
+        assert wait_for(lambda: not seen[0].alive())
+        assert not (folder / "told.json").exists()
+
+    def test_a_caller_that_is_killed_before_it_has_recorded_it_leaves_nothing(self, folder: Path) -> None:
+        program = [sys.executable, "-c", STARTS_AND_HANGS, str(folder)]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as caller:
+            assert caller.stdout is not None
+            process = known(int(caller.stdout.readline()))
+            assert process.alive()
+            caller.kill()
+            assert wait_for(lambda: not process.alive())
+        assert not (folder / "told.json").exists()
 
 
 def test_local_settings_replace_whatever_an_sdk_could_find() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from muster.broadcaster import Broadcaster, Execution, Receipt
 from muster.cli import messaging
+from muster.cli.console import echo_json
 from muster.cli.messaging import app, json_object, parse_target
 from muster.client import Refused
 from muster.errors import MusterError
@@ -24,9 +26,9 @@ class FakeClient:
     made: "FakeClient"
     answer: ClassVar[dict[str, Any]] = {"type": "pong", "replyTo": "1"}
 
-    def __init__(self, url: str, token: Any, *, resume_after: str | None = None) -> None:
+    def __init__(self, url: str, token: Any, *, position: str | None = None) -> None:
         FakeClient.made = self
-        self.url, self.token, self.resume_after = url, token, resume_after
+        self.url, self.token, self.position = url, token, position
         self._numbers = iter((1, 2))
 
     async def __aenter__(self) -> Self:
@@ -90,17 +92,60 @@ def test_json_comes_as_text_from_a_file_or_from_standard_input(
     assert json_object("-") == {"a": 3}
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "@/nowhere/at/all"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_is_read_in_the_encoding_that_it_has(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "payload.json").write_text('{"text": "水"}', encoding=encoding)
+    assert json_object(f"@{tmp_path / 'payload.json'}") == {"text": "水"}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "@/nowhere/at/all", "@/", "@", "[" * 100_000, "9" * 5_000])
 def test_what_is_no_json_object_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         json_object(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('{"a": NaN}', "/a"),
+        ('{"a": [1, -Infinity]}', "/a/1"),
+        ('{"a": {"b/c": 1e999}}', "/a/b~1c"),
+        ('{"a": "\\ud800"}', "/a"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command",
+    [["broadcast", "--to", "all", "--payload"], ["send", "--token", "t", "--url", "ws://x"]],
+    ids=["broadcast", "send"],
+)
+def test_what_json_cannot_hold_is_a_usage_error_that_names_its_place(
+    command: list[str], text: str, place: str
+) -> None:
+    refused = invoke(*command, text)
+    assert refused.exit_code == 2
+    assert f"{place} " in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_listen_prints_a_line_of_json_for_each_message_and_stops_at_the_count() -> None:
     result = invoke("listen", "--token", "t", "--url", "ws://x", "--count", "2", "--resume", "last")
     assert [json.loads(line)["id"] for line in result.stdout.splitlines()] == [1, 2]
     assert result.exit_code == 0
-    assert FakeClient.made.resume_after == "last"
+    assert FakeClient.made.position == "last"
+    assert "--resume last" in result.stderr
+
+
+def test_what_stdout_cannot_encode_is_escaped(
+    monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(sys.stdout.buffer, "latin-1", write_through=True))
+    echo_json({"text": "ü 水 😀"})
+    echo_json({"text": "ü"})
+    half = json.loads('"\\ud83d"')  # a client may send half of a pair
+    echo_json({"text": half})
+    lines = capsysbinary.readouterr().out.decode("latin-1").splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["ü 水 😀", "ü", half]
+    assert lines[1] == '{"text": "ü"}'
 
 
 def test_listen_stops_in_time_which_is_an_error_only_if_messages_are_missing() -> None:

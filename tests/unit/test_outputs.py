@@ -69,6 +69,19 @@ class TestReading:
             Outputs.read(tmp_path / "missing.json")
         assert "terraform output -json" in str(caught.value.fix)
 
+    @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+    def test_a_file_is_read_in_the_encoding_that_it_has(self, tmp_path: Path, encoding: str) -> None:
+        path = tmp_path / "outputs.json"
+        path.write_text(json.dumps(NESTED), encoding=encoding)  # as PowerShell redirects it
+        assert Outputs.read(path) == Outputs.parse(NESTED, source="test")
+
+    @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\x80", b"\x00"])
+    def test_a_file_that_is_no_text_is_an_error_that_names_it(self, tmp_path: Path, content: bytes) -> None:
+        path = tmp_path / "outputs.json"
+        path.write_bytes(content)
+        with pytest.raises(OutputsError, match=r"outputs\.json"):
+            Outputs.read(path)
+
     def test_dash_reads_standard_input(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(NESTED)))
         assert Outputs.read(Path("-")) == Outputs.parse(NESTED, source="test")

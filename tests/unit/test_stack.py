@@ -8,15 +8,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from muster import bundle, emulator, repository, stack, terraform
+from muster.cli.options import resolve_outputs
 from muster.emulator import Process
-from muster.errors import MusterError, StackError, TerraformError
+from muster.errors import MusterError, OutputsError, StackError, TerraformError
 from muster.outputs import Outputs
 from muster.stack import Stack
 from tests.unit.fake_terraform import FakeTerraform, change, failure, planned
@@ -32,13 +33,22 @@ class Emulators:
         self.children: list[subprocess.Popen[bytes]] = []
         self.answers = True
 
-    def start(self, port: int, *, log: Path, folder: Path) -> Process:
+    def start(
+        self,
+        port: int,
+        *,
+        log: Path,
+        folder: Path,
+        record: Callable[[Process], object],
+        settings: Mapping[str, str],
+    ) -> Process:
         folder.mkdir()
         log.write_text("the emulator's log")
         program = [sys.executable, "-c", "import time; time.sleep(60)"]
         self.children.append(subprocess.Popen(program, start_new_session=True))
         process = Process.of(self.children[-1].pid)
         assert process is not None
+        record(process)
         return process
 
     def healthy(self, endpoint_url: str) -> bool:
@@ -154,6 +164,21 @@ class TestUp:
         Stack(state_dir).up()
         assert emulators.running == 1
 
+    def test_an_emulator_is_recorded_before_anything_else_can_happen(
+        self, fake: FakeTerraform, emulators: Emulators, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        start = emulators.start
+
+        def interrupted(port: int, **options: Any) -> Process:
+            start(port, **options)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(emulator, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Stack(state_dir).up()
+        assert len(emulators.children) == 1
+        assert emulators.running == 0
+
     def test_a_failed_change_leaves_the_running_stack_running(
         self, fake: FakeTerraform, emulators: Emulators, state_dir: Path
     ) -> None:
@@ -187,6 +212,54 @@ class TestUp:
             with pytest.raises(StackError, match="holds something else"):
                 call()
         assert (state_dir / "source").exists()
+
+
+class TestUpgrade:
+    """A stack that another version of Muster brought up, with other outputs and another record."""
+
+    @pytest.fixture
+    def older(self, fake: FakeTerraform, emulators: Emulators, state_dir: Path) -> None:
+        Stack(state_dir).up()
+        document = record(state_dir)
+        del document["outputs"]["messages_table"]
+        document["process"]["name"] = "ministack"
+        (state_dir / "stack.json").write_text(json.dumps(document | {"version": "0.3.0"}))
+
+    @pytest.mark.usefixtures("older")
+    def test_status_tells_that_it_runs(self, emulators: Emulators, state_dir: Path) -> None:
+        status = Stack(state_dir).status()
+        assert (status.phase, status.outputs) == ("ready", None)
+        assert status.process is not None
+        assert status.process.pid == emulators.children[0].pid
+
+    @pytest.mark.usefixtures("older")
+    def test_down_stops_it(self, fake: FakeTerraform, emulators: Emulators, state_dir: Path) -> None:
+        assert Stack(state_dir).down() is True
+        assert len(fake.calls("destroy")) == 1
+        assert emulators.running == 0
+        assert not state_dir.exists()
+
+    @pytest.mark.usefixtures("older")
+    def test_up_brings_it_up_to_date(self, emulators: Emulators, state_dir: Path) -> None:
+        outputs = Stack(state_dir).up()
+        assert Stack(state_dir).status().outputs == outputs
+        assert len(emulators.children) == 1
+
+    @pytest.mark.usefixtures("older")
+    def test_commands_that_need_its_outputs_say_what_to_do(self, state_dir: Path) -> None:
+        with pytest.raises(OutputsError, match="another version") as caught:
+            resolve_outputs(None, state_dir)
+        assert "muster up" in str(caught.value.fix)
+
+    def test_a_record_without_outputs_is_enough(
+        self, fake: FakeTerraform, emulators: Emulators, state_dir: Path
+    ) -> None:
+        Stack(state_dir).up()
+        document = record(state_dir)
+        del document["outputs"]
+        (state_dir / "stack.json").write_text(json.dumps(document))
+        assert Stack(state_dir).down() is True
+        assert emulators.running == 0
 
 
 class TestSafety:
@@ -276,9 +349,10 @@ class TestDown:
         assert Stack(state_dir).down() is False
         assert not state_dir.exists()
 
-    def test_a_damaged_record_is_an_error_that_names_it(self, state_dir: Path) -> None:
+    @pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '{"process": 1}'])
+    def test_a_damaged_record_is_an_error_that_names_it(self, state_dir: Path, text: str) -> None:
         state_dir.mkdir()
-        (state_dir / "stack.json").write_text("{")
+        (state_dir / "stack.json").write_text(text)
         with pytest.raises(MusterError, match=r"stack\.json is damaged"):
             Stack(state_dir).status()
 

@@ -1,6 +1,7 @@
 """Terraform: where it and its provider come from, what a run shows, and how it ends."""
 
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -256,6 +257,17 @@ class TestRuns:
         with pytest.raises(KeyboardInterrupt):
             self.run(tmp_path, Impatient()).apply()
         assert time.monotonic() - began < 10
+
+    def test_on_windows_a_command_is_waited_for(
+        self, fake: FakeTerraform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fake.says("state", exit_code=3)
+        program = self.run(tmp_path)
+        monkeypatch.setattr(sys, "platform", "win32")
+        monkeypatch.setattr(os, "execve", None)
+        with pytest.raises(SystemExit) as ended:
+            program.become(["state", "list"])
+        assert ended.value.code == 3
 
     def test_a_configuration_file_that_does_not_exist_is_not_passed_on(
         self, fake: FakeTerraform, tmp_path: Path

@@ -95,3 +95,16 @@ def test_an_unreadable_secret_names_itself(secrets: Stubber) -> None:
     with pytest.raises(TokenError, match="AccessDenied") as error:
         issue_token(OUTPUTS, "admin-ada")
     assert ARN in (error.value.fix or "")
+
+
+def test_a_token_for_nobody_is_refused() -> None:
+    with pytest.raises(TokenError, match="needs a user"):
+        TokenIssuer(SECRET, "issuer", "audience").issue("")
+
+
+def test_a_secret_that_is_stored_as_bytes_is_told_with_its_place(secrets: Stubber) -> None:
+    secrets.add_response("get_secret_value", {"SecretBinary": SECRET.encode()})
+    with pytest.raises(TokenError, match="stored as bytes") as error:
+        issue_token(OUTPUTS, "admin-ada")
+    assert ARN in (error.value.fix or "")
+    assert SECRET not in str(error.value)

@@ -25,6 +25,9 @@ resource "aws_iam_role" "this" {
       Effect    = "Allow"
       Principal = { Service = "lambda.amazonaws.com" }
       Action    = "sts:AssumeRole"
+      # AWS documents for Step Functions that it names the account, and for Lambda only shows it in samples: a call of Lambda's
+      # that names none passes, rather than stop every function. No role can be passed across accounts anyway.
+      Condition = { StringEqualsIfExists = { "aws:SourceAccount" = var.account_id } }
     }]
   })
 }

@@ -67,6 +67,11 @@ variable "statements" {
   }))
 }
 
+variable "account_id" {
+  description = "Account in whose name alone Lambda may assume the function's role."
+  type        = string
+}
+
 variable "permissions_boundary_arn" {
   description = "IAM policy that bounds the function's role; null for none."
   type        = string

@@ -187,16 +187,16 @@ class DynamoDB(Service):
 
 
 class SecretsManager(Service):
-    """One secret, whichever is asked for."""
+    """One secret, whichever is asked for: text, or bytes."""
 
     name = "secretsmanager"
 
-    def __init__(self, secret: str) -> None:
+    def __init__(self, secret: str | bytes) -> None:
         super().__init__()
         self.secret = secret
 
     def GetSecretValue(self, SecretId: str) -> dict[str, Any]:
-        return {"SecretString": self.secret}
+        return {"SecretString" if isinstance(self.secret, str) else "SecretBinary": self.secret}
 
 
 class StepFunctions(Service):

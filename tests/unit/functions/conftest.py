@@ -1,7 +1,7 @@
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from functions.shared import gateway
 from functions.shared.telemetry import logger, metrics
 
 from .aws import DynamoDB, Sns, StepFunctions
+from .jwks import Jwks
 from .support import Context
 
 Logs = Callable[[], list[dict[str, Any]]]
@@ -35,6 +36,12 @@ def sns() -> Sns:
 
 
 @pytest.fixture
+def jwks() -> Iterator[Jwks]:
+    with Jwks.serving() as server:
+        yield server
+
+
+@pytest.fixture
 def context() -> Context:
     return Context()
 
@@ -42,7 +49,7 @@ def context() -> Context:
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gateway's pauses between attempts are a thousandth of what they are."""
-    for pause in ("FIRST_BACKOFF_SECONDS", "LONGEST_BACKOFF_SECONDS"):
+    for pause in ("FIRST_BACKOFF_SECONDS", "LONGEST_BACKOFF_SECONDS", "GONE_AGAIN_SECONDS"):
         monkeypatch.setattr(gateway, pause, getattr(gateway, pause) / 1000)
 
 

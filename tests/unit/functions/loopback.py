@@ -55,7 +55,8 @@ def _http(status: int, close: bool) -> bytes:
 OK = answer(200)
 RESET = Answer(then="reset")
 SILENT = Answer(then="silence")
-TRUNCATED = Answer((b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n12345",), "close")
+TRUNCATED = Answer((b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n",), "close")
+BODY_CUT = Answer((b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n12345",), "close")
 GARBAGE = Answer((b"SSH-2.0-OpenSSH_9.9\r\n\r\n",), "close")
 IN_PIECES = Answer((b"HTTP/1.1 2", b"00 OK\r\nContent-Length: 4\r", b"\n\r\n12", b"34"))
 CHUNKED = Answer((b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n", b"0\r\n", b"\r\n"))
@@ -192,7 +193,7 @@ def gateway_to(url: str, concurrency: int = 8, session: Session | None = None) -
         yield opened
     finally:
         wires = opened._wires
-        for _, wire in list(wires._idle):
+        for wire in list(wires._watched):
             wires.drop(wire)
         wires._selector.close()
         wires._resolver.shutdown()

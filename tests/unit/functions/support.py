@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jwt
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from functions.shared import gateway
 from functions.shared.settings import Permission
 from tests.schemas import conforming
 
@@ -33,6 +35,17 @@ properties = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 """Hypothesis without a time limit for single examples, because the machine may be shared."""
+
+
+TIMEOUTS = ("POST_TIMEOUT_SECONDS", "SLOW_SECONDS", "SLOW_TIMEOUT_SECONDS", "REVIEW_SECONDS")
+"""What the gateway waits for answers, by the names of its constants."""
+
+
+def shorten_timeouts(monkeypatch: pytest.MonkeyPatch, post_timeout: float) -> None:
+    """Have the gateway time posts out after so many seconds, and all that goes with it in proportion."""
+    factor = post_timeout / gateway.POST_TIMEOUT_SECONDS
+    for name in TIMEOUTS:
+        monkeypatch.setattr(gateway, name, factor * getattr(gateway, name))
 
 
 def token(

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -7,7 +8,14 @@ from hypothesis import settings as hypothesis_settings
 
 from functions import accept
 from functions.shared import settings
-from functions.shared.messages import MAX_ENVELOPE_BYTES, id_time, uuid7
+from functions.shared.messages import (
+    ID_AHEAD_SECONDS,
+    ID_BEHIND_SECONDS,
+    MAX_ENVELOPE_BYTES,
+    digest,
+    id_time,
+    uuid7,
+)
 from tests.schemas import conforming
 
 from .conftest import Logs
@@ -63,6 +71,7 @@ def test_a_good_request_becomes_all_that_the_later_states_need(run: Any) -> None
         "accepted": True,
         "messageId": identifier,
         "type": "alert",
+        "digest": digest(REQUEST),
         "offline": "fallback",
         "expiresAt": 1_795_424_400,
         "audiences": ["role#first_responder", "user#u1"],
@@ -88,7 +97,15 @@ def test_the_callers_id_sender_and_offline_policy_are_kept(run: Any) -> None:
     assert (envelope["id"], envelope["sender"]) == (identifier, sender)
 
 
-@pytest.mark.parametrize(("seconds", "accepted"), [(-31, False), (-29, True), (29, True), (31, False)])
+@pytest.mark.parametrize(
+    ("seconds", "accepted"),
+    [
+        (-ID_BEHIND_SECONDS - 1, False),
+        (-ID_BEHIND_SECONDS + 1, True),
+        (ID_AHEAD_SECONDS - 1, True),
+        (ID_AHEAD_SECONDS + 1, False),
+    ],
+)
 def test_an_id_from_another_time_would_escape_a_resume_and_is_refused(
     run: Any, seconds: int, accepted: bool
 ) -> None:
@@ -111,6 +128,46 @@ def test_a_bad_request_is_answered_with_every_fault_and_logged_without_its_value
     assert line["faults"] == len(pointers)
     assert metrics["BroadcastsRefused"] == [1]
     assert "secret" not in json.dumps([answer, line, metrics])
+
+
+SECRET = "hunter2"
+FULL: dict[str, Any] = {
+    "type": "shelter_update",
+    "target": {"roles": ["admin"], "users": ["u1"], "shelters": ["s1"]},
+    "payload": {"text": "the bridge is closed"},
+    "shelterId": "s1",
+    "offline": "always",
+    "sender": {"userId": "u9", "role": "admin"},
+    "id": uuid7(EPOCH, bytes(10)),
+}
+BAD: list[Any] = [SECRET * 5000, f"{SECRET} #\n", [SECRET, SECRET], {"x": SECRET}, [[SECRET]] * 101, 7, None]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], (*path, key))
+
+
+def with_value(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    copy = value.copy()
+    copy[path[0]] = with_value(value[path[0]], path[1:], new)
+    return copy
+
+
+@pytest.mark.parametrize("path", list(places(FULL)), ids=str)
+def test_no_fault_tells_a_value_whatever_is_wrong_where(run: Any, path: tuple[Any, ...]) -> None:
+    """Step Functions logs the cause of a failed execution, which is these faults."""
+    refused = 0
+    for bad in BAD:
+        answer = run(with_value(FULL, path, bad))
+        if not answer["accepted"]:
+            refused += 1
+            assert SECRET not in json.dumps(answer)
+    assert refused
 
 
 @pytest.mark.parametrize("request_", [None, [], "text", 7])

@@ -1,7 +1,8 @@
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import Mock
 from zlib import crc32
 
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from functions import default
 from functions.shared import broadcasts, messages, settings
 from functions.shared.connections import Connections, Users, epoch, iso
+from functions.shared.errors import KeysUnavailable
 from functions.shared.messages import id_time, uuid7
 from functions.shared.settings import Permission
+from functions.shared.telemetry import metrics
 from functions.shared.tokens import Verifier
 from tests.schemas import conforming
 
@@ -566,6 +569,21 @@ def test_a_queued_row_that_is_no_message_is_left_out_of_a_resume(
     assert [message["id"] for message in answer["messages"]] == [ids[0], ids[2]]
     assert answer["more"] is False
     assert logs()[0]["message"] == "queued message left out"
+
+
+def test_a_renewal_that_cannot_be_judged_is_the_servers_failure_and_not_a_refusal(
+    server: Server, monkeypatch: pytest.MonkeyPatch, context: Context, logs: Logs
+) -> None:
+    verifier = Mock(verify=Mock(side_effect=KeysUnavailable("https://id.example.org: down")))
+    monkeypatch.setattr(default, "dependencies", lambda: replace(server.using, verifier=lambda: verifier))
+    metrics.clear_metrics()  # of tests that ask without the handler, which writes them
+    answer = default.handler(event({"action": "renew", "token": token()}), context)
+    assert json.loads(answer["body"])["code"] == "internal"
+    line, counted = logs()
+    assert (line["level"], line["message"]) == ("ERROR", "message failed")
+    assert "https://id.example.org: down" in line["exception"]
+    assert counted["ClientMessagesFailed"] == [1]
+    assert "ClientMessagesRefused" not in counted
 
 
 # Resuming

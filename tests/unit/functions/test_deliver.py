@@ -74,7 +74,7 @@ def test_every_connection_is_posted_the_envelope_and_reported_once(
         "delivered": 3,
         "gone": 1,
         "failed": 1,
-        "retries": 1,
+        "retries": 2,
         "undelivered": [
             {"connectionId": "gone=", "userId": "user of gone=", "reason": "gone"},
             {"connectionId": "broken=", "userId": "user of broken=", "reason": "failed"},
@@ -93,12 +93,56 @@ def test_counts_are_logged_and_measured_without_the_payload(
         "delivered": 2,
         "gone": 1,
         "failed": 1,
-        "retries": 1,
+        "retries": 2,
     }
     names = ("Delivered", "Gone", "Failed", "Retries", "Throttled")
-    assert [metrics[name] for name in names] == [[2], [1], [1], [1], [1]]
+    assert [metrics[name] for name in names] == [[2], [1], [1], [2], [1]]
     assert metrics["DeliveryLatency"][0] >= line["milliseconds"] - 1
     assert "bridge" not in json.dumps([line, metrics])
+
+
+NOW = iso(time.time() - 60)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"userId": "u1"}, "connectedAt is not a time"),
+        ({"userId": "u1", "connectedAt": "yesterday"}, "connectedAt is not a time"),
+        ({"userId": "u1", "connectedAt": ""}, "connectedAt is not a time"),
+        ({"userId": "u1", "connectedAt": 1795421402}, "connectedAt is not a time"),
+        ({"userId": "u1", "connectedAt": None}, "connectedAt is not a time"),
+        ({"connectedAt": NOW}, "userId is not a text"),
+        ({"userId": "", "connectedAt": NOW}, "userId is not a text"),
+        ({"userId": 17, "connectedAt": NOW}, "userId is not a text"),
+        ({"userId": ["u1"], "connectedAt": NOW}, "userId is not a text"),
+        ({}, "userId is not a text"),
+    ],
+    ids=str,
+)
+def test_a_row_that_cannot_be_read_fails_alone_and_is_reported(
+    row: dict[str, Any],
+    problem: str,
+    context: Context,
+    logs: Logs,
+    run: Callable[..., dict[str, Any]],
+    endpoint: Endpoint,
+) -> None:
+    given = batch("c1=", "c2=")
+    given["connections"].insert(1, {"connectionId": "odd=", **row})
+    result = conforming("delivery-result", deliver.handler(given, context))
+    known = {"userId": "u1"} if row.get("userId") == "u1" else {}
+    assert result == {
+        "delivered": 2,
+        "gone": 0,
+        "failed": 1,
+        "retries": 0,
+        "undelivered": [{"connectionId": "odd=", "reason": "failed", **known}],
+    }
+    assert endpoint.posts_to("odd=") == 0
+    report, line, metrics = logs()
+    assert (report["level"], report["rows"]) == ("ERROR", {"odd=": problem})
+    assert (line["failed"], metrics["Failed"]) == (1, [1])
 
 
 @pytest.mark.parametrize("pace", [None, {"rate": 12.5, "credit": 3}])

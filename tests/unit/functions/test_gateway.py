@@ -5,6 +5,7 @@ import ssl
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -17,10 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from functions.shared import gateway
+from functions.shared import connections, gateway
 from functions.shared.gateway import ATTEMPTS, Pace, Posted, Recipient
 
 from .loopback import (
+    BODY_CUT,
     CHUNKED,
     DIES_LATER,
     GARBAGE,
@@ -37,7 +39,7 @@ from .loopback import (
     gateway_to,
     scripted,
 )
-from .support import Keys, properties
+from .support import Keys, properties, shorten_timeouts
 
 BODY = '{"type":"alert","payload":{"text":"é🌍"}}'.encode()
 LONG = 20.0
@@ -68,7 +70,7 @@ def outcomes(posted: Posted) -> dict[str, str]:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits long for an answer."""
-    monkeypatch.setattr(gateway, "POST_TIMEOUT_SECONDS", 0.1)
+    shorten_timeouts(monkeypatch, 0.1)
 
 
 # What arrives
@@ -104,7 +106,7 @@ def test_nobody_to_post_to_is_nothing_posted() -> None:
 
 @pytest.mark.parametrize(
     ("status", "outcome"),
-    [(200, "delivered"), (410, "gone"), (400, "failed"), (403, "failed"), (413, "failed")],
+    [(200, "delivered"), (400, "failed"), (403, "failed"), (413, "failed")],
 )
 def test_a_final_answer_is_taken_at_its_word(status: int, outcome: str) -> None:
     with Endpoint(scripted({"c1": [answer(status), OK]})) as endpoint:
@@ -159,12 +161,66 @@ def test_a_connection_that_never_answers_fails_after_a_second_try(hurried: None)
     assert endpoint.posts_to("c1") == gateway.POST_TIMEOUTS
 
 
-@pytest.mark.parametrize("given", [IN_PIECES, CHUNKED], ids=["in pieces", "chunked"])
-def test_an_answer_is_read_to_its_end_and_its_connection_used_again(given: Answer) -> None:
+@pytest.mark.parametrize(
+    ("given", "streams"),
+    [(IN_PIECES, 1), (CHUNKED, 3), (BODY_CUT, 3)],
+    ids=["in pieces", "chunked", "body cut"],
+)
+def test_the_status_counts_and_a_connection_is_used_again_if_its_answer_was_read_to_the_end(
+    given: Answer, streams: int
+) -> None:
     with Endpoint(scripted({}, otherwise=[given])) as endpoint:
         posted = post(endpoint.url, old("c1", "c2", "c3"), concurrency=1)
     assert (posted.count("delivered"), posted.retries) == (3, 0)
-    assert endpoint.streams == 1
+    assert endpoint.streams == streams
+
+
+@pytest.mark.parametrize("seconds", [LONG, 0.05], ids=["time-out", "deadline"])
+def test_the_status_of_an_answer_whose_body_never_ends_counts(hurried: None, seconds: float) -> None:
+    with Endpoint(scripted({"c1": [Answer(BODY_CUT.pieces, "silence")]})) as endpoint:
+        posted = post(endpoint.url, old("c1"), seconds)
+    assert (outcomes(posted), posted.retries) == ({"c1": "delivered"}, 0)
+
+
+# 410
+
+
+def test_a_connection_that_answers_410_is_asked_again_before_it_counts_as_gone() -> None:
+    with Endpoint(scripted({"gone": [answer(410)], "live": [answer(410), OK]})) as endpoint:
+        posted = post(endpoint.url, old("gone", "live"))
+    assert (outcomes(posted), posted.retries) == ({"gone": "gone", "live": "delivered"}, 2)
+    assert endpoint.posts_to("gone") == endpoint.posts_to("live") == 2
+
+
+def test_between_the_two_is_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    with Endpoint(scripted({"gone": [answer(410)]})) as endpoint:
+        posted = post(endpoint.url, old("gone", "c1"))
+    first, second = (request.at for request in endpoint.requests if request.connection_id == "gone")
+    assert outcomes(posted) == {"gone": "gone", "c1": "delivered"}
+    assert 1.0 <= second - first < 1.5
+
+
+def test_other_faults_between_two_410s_change_nothing() -> None:
+    with Endpoint(scripted({"c1": [answer(410), answer(503), RESET, answer(410)]})) as endpoint:
+        posted = post(endpoint.url, old("c1"), concurrency=1)
+    assert outcomes(posted) == {"c1": "gone"}
+
+
+def test_one_410_is_a_failure_when_the_attempts_end() -> None:
+    with Endpoint(scripted({"c1": [*[answer(503)] * (ATTEMPTS - 1), answer(410)]})) as endpoint:
+        posted = post(endpoint.url, old("c1"))
+    assert outcomes(posted) == {"c1": "failed"}
+
+
+def test_one_410_is_a_failure_when_there_is_no_time_to_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody waits for the deadline then."""
+    monkeypatch.setattr(gateway, "GONE_AGAIN_SECONDS", LONG)
+    with Endpoint(scripted({"c1": [answer(410)]})) as endpoint:
+        started = time.monotonic()
+        posted = post(endpoint.url, old("c1", "c2"), seconds=LONG / 2)
+    assert outcomes(posted) == {"c1": "failed", "c2": "delivered"}
+    assert time.monotonic() - started < LONG / 4
 
 
 # The handshake
@@ -176,11 +232,24 @@ def test_a_410_during_the_handshake_is_tried_again() -> None:
     assert (outcomes(posted), posted.retries) == ({"c1": "delivered"}, 2)
 
 
-def test_a_young_connection_that_stays_gone_is_gone() -> None:
+def test_a_410_during_the_handshake_does_not_tell_that_a_connection_is_gone() -> None:
     with Endpoint(scripted({"c1": [answer(410)]})) as endpoint:
         posted = post(endpoint.url, young("c1"))
-    assert outcomes(posted) == {"c1": "gone"}
+    assert outcomes(posted) == {"c1": "failed"}
     assert endpoint.posts_to("c1") == ATTEMPTS
+
+
+def test_a_handshake_that_ends_within_the_batch_is_over() -> None:
+    """Two 410s count from then on."""
+    opening = Recipient("c1", "u1", time.time() - connections.HANDSHAKE_SECONDS + 0.3)
+
+    async def gone(request: Request) -> Answer:
+        await asyncio.sleep(0.12)
+        return answer(410)
+
+    with Endpoint(gone) as endpoint:
+        posted = post(endpoint.url, [opening])
+    assert (outcomes(posted), endpoint.posts_to("c1")) == ({"c1": "gone"}, 4)
 
 
 def test_the_handshake_ends_after_ten_seconds() -> None:
@@ -243,6 +312,22 @@ def test_kept_connections_that_have_died_together_cost_no_attempt_either() -> No
     assert endpoint.posts_to("c5") == 2
 
 
+def test_a_post_whose_connection_died_is_repeated_on_a_new_one_though_others_are_kept() -> None:
+    """Each connection that carried "victim" resets; all others are in good health."""
+    with (
+        Endpoint(scripted({"victim": [RESET, RESET, RESET, OK]})) as endpoint,
+        gateway_to(endpoint.url) as opened,
+    ):
+        opened.post(old(*(f"c{n}" for n in range(20))), BODY, time.monotonic() + LONG)
+        used = {request.stream for request in endpoint.requests}
+        posted = opened.post(old("victim"), BODY, time.monotonic() + LONG)
+    assert posted.count("delivered") == 1
+    first, *others = (request.stream for request in endpoint.requests if request.connection_id == "victim")
+    assert first in used
+    assert not used & {*others}
+    assert len({*others}) == len(others) == 3
+
+
 def test_a_post_whose_connection_was_replaced_is_repeated_over_kept_ones() -> None:
     script = scripted({"c2": [RESET, answer(503), answer(503), OK]})
     with Endpoint(script) as endpoint, gateway_to(endpoint.url, concurrency=1) as opened:
@@ -264,6 +349,122 @@ def test_a_connection_that_idled_too_long_is_not_trusted(monkeypatch: pytest.Mon
         for _ in range(3):
             assert opened.post(old("c1"), BODY, time.monotonic() + LONG).count("delivered") == 1
     assert endpoint.streams == 3
+
+
+class Freeze:
+    """Answers at once until it is `deep`: then no connection that was open answers any more."""
+
+    def __init__(self) -> None:
+        self.deep = False
+        self.known: set[int] = set()
+
+    async def __call__(self, request: Request) -> Answer:
+        if not self.deep:
+            self.known.add(request.stream)
+            return OK
+        return SILENT if request.stream in self.known else OK
+
+
+def test_one_recipient_does_not_wait_for_one_dead_connection_after_the_other(hurried: None) -> None:
+    freeze = Freeze()
+    with Endpoint(freeze) as endpoint, gateway_to(endpoint.url) as opened:
+        opened.post(old(*(f"c{n}" for n in range(30))), BODY, time.monotonic() + LONG)
+        assert len(freeze.known) == 8
+        freeze.deep = True
+        posted = opened.post(old("one"), BODY, time.monotonic() + LONG)
+    assert (outcomes(posted), posted.retries) == ({"one": "delivered"}, 0)
+    assert endpoint.posts_to("one") == 2
+
+
+def test_dead_connections_cost_no_post_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten_timeouts(monkeypatch, LONG)
+    monkeypatch.setattr(gateway, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(gateway, "REVIEW_SECONDS", 0.01)
+    freeze = Freeze()
+    with Endpoint(freeze) as endpoint, gateway_to(endpoint.url) as opened:
+        opened.post(old(*(f"c{n}" for n in range(30))), BODY, time.monotonic() + LONG)
+        freeze.deep = True
+        started = time.monotonic()
+        posted = opened.post(old(*(f"d{n}" for n in range(50))), BODY, started + LONG)
+        took = time.monotonic() - started
+    assert (posted.count("delivered"), posted.retries) == (50, 0)
+    assert took < LONG / 4
+    assert sum(endpoint.posts_to(f"d{n}") for n in range(50)) == 50 + 8  # those that the dead ones carried
+
+
+def test_kept_connections_that_are_slow_are_not_taken_for_dead(hurried: None) -> None:
+    """One post is repeated to find out."""
+
+    async def slowly(request: Request) -> Answer:
+        await asyncio.sleep(0.15 if slow else 0)
+        return OK
+
+    slow = False
+    with Endpoint(slowly) as endpoint, gateway_to(endpoint.url) as opened:
+        opened.post(old(*(f"c{n}" for n in range(30))), BODY, time.monotonic() + LONG)
+        slow = True
+        posted = opened.post(old(*(f"d{n}" for n in range(40))), BODY, time.monotonic() + LONG)
+    assert (posted.count("delivered"), posted.retries) == (40, 0)
+    assert sum(endpoint.posts_to(f"d{n}") for n in range(40)) <= 41
+
+
+# Slow for everybody
+
+
+@pytest.mark.parametrize("healthy", [0, 100], ids=["from the beginning", "later"])
+def test_what_is_slow_for_everybody_is_not_repeated(hurried: None, healthy: int) -> None:
+    """Every answer takes twice as long as a post may that is alone in it."""
+
+    async def slowly(request: Request) -> Answer:
+        if len(endpoint.requests) > healthy:
+            await asyncio.sleep(0.2)
+        return OK
+
+    audience = old(*(f"c{n}" for n in range(healthy + 40)))
+    with Endpoint(slowly) as endpoint:
+        posted = post(endpoint.url, audience)
+    assert (posted.count("delivered"), posted.retries) == (len(audience), 0)
+    assert len(endpoint.requests) == len(audience)
+
+
+def test_an_endpoint_that_is_slow_for_ever_is_given_up_in_time(hurried: None) -> None:
+    with Endpoint(scripted({}, otherwise=[SILENT])) as endpoint:
+        started = time.monotonic()
+        posted = post(endpoint.url, old(*(f"c{n}" for n in range(6))))
+    assert posted.count("failed") == 6
+    assert time.monotonic() - started < 2 * gateway.SLOW_TIMEOUT_SECONDS + 1
+    assert len(endpoint.requests) == 6 * gateway.POST_TIMEOUTS
+
+
+def test_some_that_do_not_answer_among_many_that_do_are_dead(
+    hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "SLOW_TIMEOUT_SECONDS", LONG)
+    silent = {f"s{n}": [SILENT] for n in range(5)}
+    with Endpoint(scripted(silent)) as endpoint:
+        started = time.monotonic()
+        posted = post(endpoint.url, old(*silent, *(f"c{n}" for n in range(100))))
+    assert posted.count("failed") == 5
+    assert time.monotonic() - started < LONG / 4
+
+
+def test_connections_that_do_not_open_are_not_slow(hurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full backlog: nobody answers a SYN any more."""
+    monkeypatch.setattr(gateway, "SLOW_TIMEOUT_SECONDS", LONG)
+    with socket.socket() as deaf, ExitStack() as waiting:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        for _ in range(2):
+            caller = waiting.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(deaf.getsockname())
+        started = time.monotonic()
+        posted = post(f"http://127.0.0.1:{deaf.getsockname()[1]}/live", old(*(f"c{n}" for n in range(8))))
+    assert posted.count("failed") == 8
+    assert time.monotonic() - started < LONG / 4
+
+
+# The quota
 
 
 def test_a_quota_that_many_meet_is_waited_for_beyond_the_attempts() -> None:
@@ -436,12 +637,6 @@ def test_after_the_deadline_nothing_is_posted(monkeypatch: pytest.MonkeyPatch) -
     assert len(endpoint.requests) == 1
 
 
-def test_a_young_410_that_the_deadline_cuts_off_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(random, "uniform", lambda low, high: LONG)
-    with Endpoint(scripted({"c1": [answer(410)]})) as endpoint:
-        assert outcomes(post(endpoint.url, young("c1"), seconds=0.1)) == {"c1": "gone"}
-
-
 # Where nobody answers
 
 
@@ -500,7 +695,7 @@ def test_a_resolver_that_is_slow_leaves_a_post_all_its_time(monkeypatch: pytest.
         return OK
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    monkeypatch.setattr(gateway, "POST_TIMEOUT_SECONDS", 0.4)
+    shorten_timeouts(monkeypatch, 0.4)
     with Endpoint(late) as endpoint:
         posted = post(endpoint.url, old("c1"))
     assert (outcomes(posted), posted.retries) == ({"c1": "delivered"}, 0)
@@ -568,14 +763,14 @@ def test_over_tls_posts_arrive_and_connections_are_kept(
     tls = certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     with (
-        Endpoint(scripted({"c3": [answer(503), RESET, IN_PIECES]}, otherwise=[CHUNKED]), tls) as endpoint,
+        Endpoint(scripted({"c3": [answer(503), RESET, CHUNKED]}, otherwise=[IN_PIECES]), tls) as endpoint,
         gateway_to(endpoint.url, concurrency=2) as opened,
     ):
         for _ in range(2):
             posted = opened.post(old(*(f"c{n}" for n in range(10))), BODY * 1000, time.monotonic() + LONG)
             assert posted.count("delivered") == 10
     assert {request.body for request in endpoint.requests} == {BODY * 1000}
-    assert endpoint.streams <= 4
+    assert endpoint.streams <= 6  # of 20 posts and more: 2, one for the reset, one for each chunked answer
 
 
 def test_over_tls_nothing_is_sent_to_a_server_that_cannot_prove_its_name(tmp_path: Path) -> None:
@@ -599,7 +794,8 @@ FINAL: dict[str, tuple[Answer, str]] = {
     "200": (OK, "delivered"),
     "200 and closed": (answer(200, close=True), "delivered"),
     "chunked": (CHUNKED, "delivered"),
-    "410": (answer(410), "gone"),
+    "chunked and closed": (Answer(CHUNKED.pieces, "close"), "delivered"),
+    "body cut": (BODY_CUT, "delivered"),
     "403": (answer(403), "failed"),
     "413": (answer(413), "failed"),
 }

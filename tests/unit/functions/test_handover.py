@@ -15,7 +15,6 @@ from functions import offline
 from functions.shared import handover
 from functions.shared.connections import Connections, iso
 from functions.shared.handover import HandedOver, Handover, Missed, missed_users
-from functions.shared.messages import id_time
 from tests.schemas import conforming
 
 from .aws import DynamoDB, Sns
@@ -392,10 +391,9 @@ def test_the_function_answers_with_its_counts_and_logs_no_payload(
 
 @pytest.fixture
 def using(handing: Handover, dynamodb: DynamoDB) -> offline.Dependencies:
-    """What Offline works with; four connections of four users have rows, and one of them opened just now."""
-    sent_at = id_time(MESSAGE_ID)
-    for name, seconds in {"gone": 60, "other": 60, "opened": 10.001, "opening": 9.999}.items():
-        connect(dynamodb, f"u-{name}", name, connectedAt=iso(sent_at - seconds))
+    """What Offline works with; two connections of two users have rows."""
+    for name in "gone", "other":
+        connect(dynamodb, f"u-{name}", name)
     return offline.Dependencies(handing, Connections(dynamodb.client, "connections"))
 
 
@@ -408,16 +406,33 @@ def test_the_rows_of_gone_connections_are_deleted_and_no_others(
 ) -> None:
     given = batch(missed("u-gone", "gone"), missed("u-other", "other", "failed"), missed("nobody"))
     assert offline.hand_over(given, using) == HandedOver(3, 0)
-    assert left(dynamodb) == ["other", "opened", "opening"]
+    assert left(dynamodb) == ["other"]
 
 
-def test_a_connection_that_was_opening_when_the_message_was_sent_keeps_its_row(
+def test_the_time_in_a_messages_id_decides_about_no_row(
     using: offline.Dependencies, dynamodb: DynamoDB
 ) -> None:
-    """Its 410 says nothing about what it is now."""
-    given = batch(missed("u-opened", "opened"), missed("u-opening", "opening"), missed("u", "unknown"))
-    assert offline.hand_over(given, using) == HandedOver(3, 0)
-    assert left(dynamodb) == ["gone", "other", "opening"]
+    """A client makes the id: it may be years off."""
+    dynamodb.add(
+        "connections", {"connectionId": "c", "userId": "u", "ttl": LATER, "connectedAt": iso(time.time())}
+    )
+    for reason, rows in ("failed", ["gone", "other", "c"]), ("gone", ["gone", "other"]):
+        offline.hand_over(batch(missed("u", "c", reason)), using)
+        assert left(dynamodb) == rows
+
+
+def test_a_row_without_a_user_is_reported_and_leaves_the_others_alone(
+    using: offline.Dependencies, dynamodb: DynamoDB, sns: Sns, logs: Logs
+) -> None:
+    nameless = [
+        {"connectionId": "odd", "reason": "failed"},
+        {"connectionId": "odder", "reason": "failed", "userId": ""},
+    ]
+    given = batch(missed("u-gone", "gone"), *nameless, missed("u-other", "other", "failed"))
+    assert offline.hand_over(given, using) == HandedOver(2, 0)
+    assert (sns.users, left(dynamodb)) == (["u-gone", "u-other"], ["other"])
+    (line,) = logs()
+    assert (line["level"], line["connectionIds"]) == ("ERROR", ["odd", "odder"])
 
 
 def test_rows_outlast_a_hand_over_that_fails(
@@ -447,8 +462,8 @@ def test_a_table_that_stalls_does_not_have_the_users_handed_over_again(
     using: offline.Dependencies, dynamodb: DynamoDB, logs: Logs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over = threading.Event()
-    monkeypatch.setattr(offline, "FORGET_SECONDS", 0.1)
-    monkeypatch.setattr(Connections, "delete_if_open_by", lambda *_: over.wait(30))
+    monkeypatch.setattr(offline, "DELETE_SECONDS", 0.1)
+    monkeypatch.setattr(Connections, "delete", lambda *_: over.wait(30))
     try:
         assert offline.hand_over(batch(missed("u-gone", "gone")), using) == HandedOver(1, 0)
     finally:

@@ -73,6 +73,27 @@ def test_a_sender_who_gives_no_name_is_unnamed_and_only_shelter_updates_name_a_s
     assert "shelterId" not in envelope
 
 
+def test_a_digest_covers_what_a_sender_says_and_nothing_else() -> None:
+    request: dict[str, Any] = {"type": "alert", "target": {"all": True}, "payload": {"b": 1, "a": "日本"}}
+    digest = messages.digest(request)
+    assert digest == messages.digest({**request, "payload": {"a": "日本", "b": 1}})
+    same: list[dict[str, Any]] = [
+        {"target": {"roles": ["admin"]}},
+        {"offline": "never"},
+        {"id": "id-2"},
+        {"sender": {"service": "unnamed"}},
+    ]
+    for change in same:
+        assert messages.digest(request | change) == digest, change
+    different: list[dict[str, Any]] = [
+        {"type": "shelter_update", "shelterId": "s1"},
+        {"type": "shelter_update", "shelterId": "s2"},
+        {"payload": {"b": 1, "a": "日"}},
+        {"sender": {"service": "weather"}},
+    ]
+    assert len({digest, *(messages.digest(request | change) for change in different)}) == 5
+
+
 def test_a_number_that_json_has_not_is_never_serialised() -> None:
     with pytest.raises(ValueError, match="Out of range"):
         messages.serialise({"payload": float("inf")})

@@ -12,6 +12,7 @@ from botocore.credentials import Credentials
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from functions import __version__
 from functions.shared.signing import PostSigner
 
 from .support import Keys, properties
@@ -112,6 +113,7 @@ def test_a_head_asks_for_what_boto3_asks_for_and_is_signed_as_botocore_signs(
     target = "/" + sent.url.split("/", 3)[3]
     assert head.line == f"POST {target} HTTP/1.1"
     assert head.headers.pop("content-length") == str(len(body))
+    assert head.headers.pop("user-agent") == f"muster/{__version__}"
     assert head.headers.pop("host") in sent.url.lower()
     assert head.headers == signed
 

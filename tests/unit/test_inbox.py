@@ -1,0 +1,160 @@
+"""What a client yields and where it resumes, for any order of arrival: no socket, no clock."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muster.client import Inbox, Message
+
+CONNECTED = datetime(2026, 11, 24, 6, tzinfo=UTC)
+
+
+def iso(instant: datetime) -> str:
+    return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def message(number: int) -> Message:
+    """A message sent `number` seconds after the connection was made."""
+    sent_at = CONNECTED + timedelta(seconds=number)
+    milliseconds = int(sent_at.timestamp() * 1000)
+    digits = f"{milliseconds:012x}70008{0:015x}"
+    identifier = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    return {"type": "alert", "id": identifier, "sentAt": iso(sent_at), "number": number}
+
+
+def opened() -> Inbox:
+    inbox = Inbox(None)
+    inbox.begin(iso(CONNECTED))
+    return inbox
+
+
+def taken(inbox: Inbox) -> list[int]:
+    return [message["number"] for message in iter(inbox.take, None)]
+
+
+def test_the_position_is_the_time_of_the_connection_until_a_resume_brings_something() -> None:
+    assert Inbox(None).position is None
+    inbox = opened()
+    first = inbox.position
+    assert first is not None
+    assert message(-1)["id"] < first <= message(0)["id"]
+    inbox.post(message(1))
+    assert taken(inbox) == [1]
+    assert inbox.position == first
+    inbox.bring([message(1)])
+    assert inbox.position == message(1)["id"]
+
+
+def test_the_position_follows_what_is_taken_and_not_what_has_arrived() -> None:
+    inbox = opened()
+    inbox.post(message(3))
+    inbox.bring([message(1), message(2), message(3)])
+    start = inbox.position
+    assert inbox.resume_from == message(3)["id"]
+    positions = []
+    while inbox.take():
+        positions.append(inbox.position)
+    assert positions == [start, message(1)["id"], message(3)["id"]]
+
+
+def test_a_later_client_goes_on_from_the_position_and_wants_everything_since() -> None:
+    inbox = Inbox(message(5)["id"])
+    inbox.begin(iso(CONNECTED + timedelta(hours=1)))
+    assert inbox.position == inbox.resume_from == message(5)["id"]
+    inbox.bring([message(4), message(6)])
+    assert taken(inbox) == [4, 6]
+
+
+def test_what_a_resume_brings_after_a_newer_message_is_late() -> None:
+    inbox = opened()
+    inbox.hold()
+    inbox.post(message(5))
+    inbox.release()
+    inbox.bring([message(number) for number in (3, 4, 5, 6)])
+    marked = [(got["number"], got.get("late")) for got in iter(inbox.take, None)]
+    assert marked == [(5, None), (3, True), (4, True), (6, None)]
+
+
+def test_what_a_resume_brings_before_newer_messages_is_not_late() -> None:
+    inbox = opened()
+    inbox.hold()
+    inbox.post(message(5))
+    inbox.post(message(5))
+    inbox.bring([message(3), message(4)])
+    assert [got.get("late") for got in iter(inbox.take, None)] == [None, None]
+    inbox.release()
+    assert taken(inbox) == [5]
+
+
+class World:
+    """A server that retains messages, posts some of them, and answers resumes page by page or not at all."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self.yielded: list[int] = []
+        self.inbox = opened()
+
+    def send(self, arrives: bool) -> None:
+        self.sent.append(message(len(self.sent) + 1))
+        if arrives:
+            self.inbox.post(self.sent[-1])
+
+    def resume(self, most: int) -> None:
+        """Bring at most so many messages: the rest of the resume is refused."""
+        after = self.inbox.resume_from or ""
+        start = max(0, sum(sent["id"] <= after for sent in self.sent) - 2)
+        self.inbox.bring([dict(sent) for sent in self.sent[start : start + most]])
+
+    def take(self) -> None:
+        if got := self.inbox.take():
+            self.yielded.append(got["number"])
+
+    def restart(self) -> None:
+        """Go on in another process, which knows the position and nothing else."""
+        self.inbox = Inbox(self.inbox.position)
+        self.yielded = [
+            number for number in self.yielded if message(number)["id"] <= str(self.inbox.position)
+        ]
+
+
+STEPS = st.lists(
+    st.tuples(st.just("send"), st.booleans())
+    | st.tuples(st.just("resume"), st.integers(0, 9))
+    | st.tuples(st.just("take"))
+    | st.tuples(st.just("hold"))
+    | st.tuples(st.just("release"))
+    | st.tuples(st.just("restart")),
+    max_size=40,
+)
+
+
+@settings(max_examples=300)
+@given(steps=STEPS)
+def test_every_message_is_taken_once_and_a_restart_from_the_position_misses_none(
+    steps: Sequence[tuple[Any, ...]],
+) -> None:
+    world = World()
+    held = False
+    for name, *arguments in steps:
+        if name == "hold" and not held:
+            world.inbox.hold()
+            held = True
+        elif name == "release" and held:
+            world.inbox.release()
+            held = False
+        elif name not in ("hold", "release"):
+            getattr(world, name)(*arguments)
+            held = held and name != "restart"
+        position = str(world.inbox.position)
+        before = [sent["number"] for sent in world.sent if sent["id"] <= position]
+        assert set(before) <= set(world.yielded)
+    world.inbox.release()
+    world.resume(len(world.sent))
+    for _ in range(2 * len(world.sent)):
+        world.take()
+    assert set(world.yielded) == {sent["number"] for sent in world.sent}
+    if not any(name == "restart" for name, *_ in steps):
+        assert len(world.yielded) == len(world.sent)
