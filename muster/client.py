@@ -359,9 +359,17 @@ class Client:
         return await self.send({"action": "ping"})
 
     async def renew(self, token: str | None = None) -> Message:
-        """Extend the connection with `token`, or with a fresh one from the token's callable."""
+        """Extend the connection with `token`, or with a fresh one from the token's callable.
+
+        The connection takes over the role and shelter that the user has now. If they have changed, iteration
+        also yields what was sent to the new ones since this connection was opened. A user who may not connect
+        any more is refused (`Refused`, with the code forbidden), and iteration ends with `HandshakeRefused`.
+        """
         fresh = await self._fresh_token() if token is None else _checked_token(token)
-        return await self.send({"action": "renew", "token": fresh})
+        renewed = await self.send({"action": "renew", "token": fresh})
+        if self._link:
+            self._link.look_again()
+        return renewed
 
     async def resume(self, after: str | None = None) -> list[Message]:
         """Return what the server retains for this user since the id `after`, or all of it, oldest first.
@@ -424,7 +432,6 @@ class Client:
         is asked again after growing pauses.
         """
         behind = self._inbox.resume_from is not None
-        settled = False
         refusals = 0
         while True:
             try:
@@ -448,13 +455,13 @@ class Client:
                 logger.info("the server does not resume (%s), asking again in %.1f s", reason, pause)
             else:
                 refusals = 0
-                pause = self._heartbeat if settled else min(SETTLE_SECONDS, self._heartbeat)
-                settled = True
+                pause = self._heartbeat if link.settled else min(SETTLE_SECONDS, self._heartbeat)
+                link.settled = True
             self._release()
             behind = True
             left = link.replace_at - asyncio.get_running_loop().time()
             lost = await link.lost_within(min(pause, left))
-            if left <= pause and not lost:
+            if asyncio.get_running_loop().time() >= link.replace_at and not lost:
                 logger.info("replacing the connection before its time is up")
                 return True
 
@@ -469,7 +476,7 @@ class Client:
             # Only a callable can give the next connection a later end than this one's.
             ends = ("reconnectBy", "expiresAt") if callable(self._token) else ("reconnectBy",)
             life = min(datetime.fromisoformat(pong[end]) for end in ends) - connected_at
-            self._inbox.begin(pong["connectedAt"])
+            self._inbox.begin(pong["connectedAt"], (pong.get("role"), pong.get("shelterId")))
         link.live_for(life.total_seconds())
         if self._link is not link:
             previous, self._link = self._link, link
@@ -577,6 +584,9 @@ class Inbox:
         self.duplicates = 0
         # Nothing sent before this time is wanted.
         self._since = ""
+        # What the last pong said: the role and shelter, and since when at the latest they were the user's.
+        self._audiences: tuple[str | None, str | None] | None = None
+        self._connected_at = ""
         # Message ids, oldest first, and whether each has come by a post yet: a resume may be faster.
         self._seen: dict[str, bool] = {}
         # The highest id among the messages to yield.
@@ -586,11 +596,18 @@ class Inbox:
         # Messages to yield, each with the position once it is taken.
         self._queue: deque[tuple[Message, str | None]] = deque()
 
-    def begin(self, connected_at: str) -> None:
-        """Without a position, want what is sent from this time on."""
+    def begin(self, connected_at: str, audiences: tuple[str | None, str | None]) -> None:
+        """Without a position, want what is sent from this time on.
+
+        `audiences` are the role and shelter of the connection. When they are other than before, they may have
+        changed at any time since the connection before was opened, so everything is resumed from there.
+        """
         if self.resume_from is None:
             self._move(_lowest_id(datetime.fromisoformat(connected_at)))
             self._since = connected_at
+        elif self._audiences not in (None, audiences):
+            self._move_back(_lowest_id(datetime.fromisoformat(self._connected_at)))
+        self._audiences, self._connected_at = audiences, connected_at
 
     def hold(self) -> None:
         """Keep posted messages back until `release`, so that what a resume brings comes first."""
@@ -649,6 +666,12 @@ class Inbox:
         else:
             self.position = self.resume_from
 
+    def _move_back(self, identifier: str) -> None:
+        """Resume from here at the latest, also when only the position is left to go on from."""
+        self.resume_from = min(self.resume_from or identifier, identifier)
+        self.position = min(self.position or identifier, identifier)
+        self._queue = deque((message, min(at or identifier, identifier)) for message, at in self._queue)
+
 
 class _LinkLost(Exception):
     """The WebSocket closed before the reply came."""
@@ -665,8 +688,12 @@ class _Link:
         self._opened_at = asyncio.get_running_loop().time()
         self._serving_since: float | None = None
         self._spread = random.uniform(*ROLLOVER_WINDOW)  # noqa: S311 - jitter needs no secrecy
-        self._lost = asyncio.Event()
+        self._lost = False
+        # Set when the link is lost or to be looked at before its time.
+        self._stirred = asyncio.Event()
         self.replace_at = float("inf")
+        self.settled = False
+        """Whether the indexes that broadcasts read have surely followed the connection's row."""
         self.closing: asyncio.Task[None] | None = None
         self._reader = asyncio.create_task(self._read())
 
@@ -681,7 +708,7 @@ class _Link:
 
     @property
     def serves(self) -> bool:
-        return self._serving_since is not None and not self._lost.is_set()
+        return self._serving_since is not None and not self._lost
 
     @property
     def served_for(self) -> float:
@@ -691,18 +718,26 @@ class _Link:
 
     def drop(self) -> None:
         """Serve no more: the server does not know the connection."""
-        self._lost.set()
+        self._lost = True
+        self._stirred.set()
+
+    def look_again(self) -> None:
+        """End `lost_within` now: the connection's row has changed."""
+        self.settled = False
+        self._stirred.set()
 
     async def lost_within(self, seconds: float) -> bool:
-        """Wait until the link no longer serves, at most this long; return whether that is so."""
+        """Wait for the loss of the link or `look_again`, at most this long; return whether it is lost."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._lost.wait()
-        return self._lost.is_set()
+                await self._stirred.wait()
+        if not self._lost:
+            self._stirred.clear()
+        return self._lost
 
     async def request(self, identifier: str, frame: str) -> Message:
         """Return the reply to `frame`, whose id is `identifier`. Raises `Refused` or `_LinkLost`."""
-        if self._lost.is_set():
+        if self._lost:
             raise _LinkLost
         if identifier in self._replies:
             raise ClientError(
@@ -715,7 +750,7 @@ class _Link:
             await self._socket.send(frame)
             answer = await reply
         except ConnectionClosed:
-            self._lost.set()
+            self.drop()
             raise _LinkLost from None
         finally:
             del self._replies[identifier]
@@ -727,7 +762,7 @@ class _Link:
 
     async def close(self) -> None:
         """Close the WebSocket; what arrives before the other side agrees is still received."""
-        self._lost.set()
+        self.drop()
         await self._socket.close()
         await asyncio.wait({self._reader})
 
@@ -742,7 +777,7 @@ class _Link:
         except ConnectionClosed:
             pass
         finally:
-            self._lost.set()
+            self.drop()
             for reply in self._replies.values():
                 if not reply.done():
                     reply.set_result(None)

@@ -83,6 +83,7 @@ class FakeGateway:
         self.refusals: list[int] = []
         self.age = timedelta(0)
         self.life = timedelta(hours=2)
+        self.role = "resident"
         self.page = 2
         self.changed = asyncio.Event()
         self.override: Callable[[ServerConnection, Message], Awaitable[bool]] | None = None
@@ -125,6 +126,7 @@ class FakeGateway:
                 answer: Message = {
                     "type": "pong",
                     "serverTime": iso(now),
+                    "role": self.role,
                     "connectedAt": iso(now - self.age),
                     "expiresAt": iso(now + timedelta(hours=24)),
                     "reconnectBy": iso(now + self.life),
@@ -145,7 +147,7 @@ class FakeGateway:
                     "cursor": given[-1]["id"] if more else None,
                 }
             case "renew":
-                answer = {"type": "renewed", "expiresAt": iso(now + timedelta(hours=1))}
+                answer = {"type": "renewed", "expiresAt": iso(now + timedelta(hours=1)), "role": self.role}
             case _:
                 answer = {"type": "ack", "id": envelope(0)["id"], "execution": "e"}
         await connection.send(json.dumps(answer | {"replyTo": message["id"]}))
@@ -877,3 +879,19 @@ async def test_a_client_that_was_never_opened_says_so() -> None:
 async def test_a_client_that_was_never_opened_yields_nothing() -> None:
     with pytest.raises(ClientClosed):
         await anext(Client("ws://127.0.0.1:1", TOKEN))
+
+
+@asynchronous
+async def test_after_a_renewal_into_another_role_what_it_was_sent_since_the_connection_opened_comes() -> None:
+    async with FakeGateway() as gateway:
+        gateway.age = timedelta(minutes=30)
+        async with Client(gateway.url, TOKEN, heartbeat=60) as client:
+            await gateway.post(envelope(2))
+            assert await take(client, 1) == [2]
+            # Sent to the role that the user already had, but the connection had not.
+            gateway.retained.insert(0, envelope(1, ago=600))
+            gateway.role = "coordinator"
+            await client.renew()
+            message = await anext(client)
+            assert (message["payload"]["number"], message["late"]) == (1, True)
+            assert _time(gateway.actions("resume")[-1]["after"]) < _time(message["id"])

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muster.client import Inbox, Message
 
 CONNECTED = datetime(2026, 11, 24, 6, tzinfo=UTC)
+RESIDENT = ("resident", "north")
 
 
 def iso(instant: datetime) -> str:
@@ -27,7 +29,7 @@ def message(number: int) -> Message:
 
 def opened() -> Inbox:
     inbox = Inbox(None)
-    inbox.begin(iso(CONNECTED))
+    inbox.begin(iso(CONNECTED), RESIDENT)
     return inbox
 
 
@@ -62,7 +64,7 @@ def test_the_position_follows_what_is_taken_and_not_what_has_arrived() -> None:
 
 def test_a_later_client_goes_on_from_the_position_and_wants_everything_since() -> None:
     inbox = Inbox(message(5)["id"])
-    inbox.begin(iso(CONNECTED + timedelta(hours=1)))
+    inbox.begin(iso(CONNECTED + timedelta(hours=1)), RESIDENT)
     assert inbox.position == inbox.resume_from == message(5)["id"]
     inbox.bring([message(4), message(6)])
     assert taken(inbox) == [4, 6]
@@ -158,3 +160,22 @@ def test_every_message_is_taken_once_and_a_restart_from_the_position_misses_none
     assert set(world.yielded) == {sent["number"] for sent in world.sent}
     if not any(name == "restart" for name, *_ in steps):
         assert len(world.yielded) == len(world.sent)
+
+
+@pytest.mark.parametrize("audiences", [("admin", "north"), ("resident", None), ("resident", "south")])
+@pytest.mark.parametrize("reconnected", [False, True])
+def test_other_audiences_are_resumed_from_where_the_connection_before_was_opened(
+    audiences: tuple[str, str | None], reconnected: bool
+) -> None:
+    inbox = opened()
+    inbox.bring([message(10)])
+    inbox.post(message(20))
+    inbox.begin(iso(CONNECTED + timedelta(seconds=30 if reconnected else 0)), audiences)
+    assert message(-1)["id"] < (inbox.resume_from or "") <= message(0)["id"]
+    assert taken(inbox) == [10, 20]
+    assert inbox.position == inbox.resume_from, "a later client would fetch it too"
+    inbox.bring([message(5), message(10)])
+    assert taken(inbox) == [5]
+    assert inbox.position == inbox.resume_from == message(10)["id"]
+    inbox.begin(iso(CONNECTED + timedelta(seconds=30)), audiences)
+    assert inbox.resume_from == message(10)["id"]
