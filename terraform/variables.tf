@@ -312,7 +312,7 @@ variable "alarm_thresholds" {
 # ---- Who may do what -----------------------------------------------------------------------------------------
 
 variable "roles" {
-  description = "Each role's permitted client actions; own_shelter_only restricts shelter_update to the user's own shelter."
+  description = "Each role's permitted client actions; own_shelter_only restricts shelter_update to the user's own shelter and its audience. It does not restrict alert and broadcast: leave them out of actions."
   type = map(object({
     actions          = set(string)
     own_shelter_only = optional(bool, false)
