@@ -60,6 +60,19 @@ def test_shelter_operator_updates_no_other_shelter(
     assert deployment.queued(f"shelter#{shelter}") == []
 
 
+@pytest.mark.parametrize("target", [{"all": True}, {"roles": ["resident"]}, {"users": ["u1"]}])
+def test_shelter_operator_updates_nobody_elses_audience(
+    deployment: Deployment, open_socket: Open, shelter: str, target: Json
+) -> None:
+    sender = open_socket(deployment.user("shelter_operator", shelter))
+
+    answer = sender.ask({**_message("shelter_update", shelter), "target": target})
+
+    assert (answer["type"], answer["code"]) == ("error", "forbidden")
+    assert pointers(answer) == {"/target"}
+    assert sender.heard() == []
+
+
 def test_shelter_update_goes_to_its_own_people_unless_a_target_is_given(
     deployment: Deployment, open_socket: Open, shelter: str
 ) -> None:

@@ -1,12 +1,14 @@
 """A connection's life: heartbeat, the token's end, renewal."""
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from statistics import median
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from functions.shared.messages import uuid7
 from muster import Broadcaster
 from tests.conftest import Figure
 from tests.deployment import Deployment
@@ -127,7 +129,9 @@ def test_token_that_does_not_hold_renews_nothing(
     assert socket.ask({"action": "ping"})["expiresAt"] == before
 
 
-def test_user_made_inactive_cannot_renew(deployment: Deployment, open_socket: Open) -> None:
+def test_user_made_inactive_loses_the_connection_at_a_renewal(
+    deployment: Deployment, open_socket: Open
+) -> None:
     socket = open_socket(deployment.user())
     users = deployment.tables.Table(deployment.outputs.users_table)
     users.put_item(Item={**socket.user.item(), "active": False})
@@ -135,3 +139,28 @@ def test_user_made_inactive_cannot_renew(deployment: Deployment, open_socket: Op
     error = socket.ask({"action": "renew", "token": deployment.token(socket.user.user_id)})
 
     assert error["code"] == "forbidden"
+    with pytest.raises(ConnectionClosed):
+        socket.connection.recv(timeout=SECONDS)
+
+
+def test_renewal_takes_over_the_role_and_shelter_that_the_user_has_now(
+    deployment: Deployment, broadcaster: Broadcaster, open_socket: Open, shelter: str
+) -> None:
+    socket = open_socket(deployment.user("resident", shelter))
+    opened = socket.ask({"action": "ping"})
+    assert (opened["role"], opened["shelterId"]) == ("resident", shelter)
+    now = replace(socket.user, role="first_responder", shelter_id=f"{shelter}-new")
+    deployment.tables.Table(deployment.outputs.users_table).put_item(Item=now.item())
+    missed = broadcaster.wait(broadcaster.start("alert", {"shelters": [f"{shelter}-new"]}, PAYLOAD), 60)
+    assert missed.audience == 0
+
+    renewed = socket.ask({"action": "renew", "token": deployment.token(socket.user.user_id)})
+
+    assert (renewed["role"], renewed["shelterId"]) == ("first_responder", f"{shelter}-new")
+    after = uuid7(datetime.fromisoformat(opened["connectedAt"]).timestamp(), bytes(10))
+    resumed = socket.ask({"action": "resume", "after": after})
+    assert missed.id in [message["id"] for message in resumed["messages"]]
+    for target, audience in (({"shelters": [f"{shelter}-new"]}, 1), ({"shelters": [shelter]}, 0)):
+        receipt = broadcaster.wait(broadcaster.start("alert", target, PAYLOAD), 60)
+        assert receipt.audience == audience
+    assert socket.ask({"action": "alert", "target": {"shelters": [shelter]}, "payload": {}})["type"] == "ack"

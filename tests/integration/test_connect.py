@@ -66,6 +66,38 @@ def test_user_who_may_not_connect_is_refused_with_403(deployment: Deployment, kn
     assert_refused(deployment, connection_id, answer, 403, reason, token)
 
 
+@pytest.mark.parametrize(
+    ("role", "shelter_id", "reason"),
+    [
+        ("wizard", None, "role is not a role of this deployment"),
+        (
+            "resident",
+            "north hall",
+            "shelterId holds white space, '#', a control character or half of a surrogate pair",
+        ),
+        ("resident", "世" * 43, "shelterId takes 129 bytes, more than 128"),
+    ],
+)
+def test_user_whose_row_breaks_a_rule_is_refused_with_403(
+    deployment: Deployment, role: str, shelter_id: str | None, reason: str
+) -> None:
+    token = deployment.token(deployment.user(role, shelter_id).user_id)
+
+    connection_id, answer = handshake(deployment, query=token)
+
+    assert_refused(deployment, connection_id, answer, 403, f"UserRefused: {reason}", token)
+
+
+def test_token_of_a_subject_that_can_be_nobodys_id_is_refused_with_403(deployment: Deployment) -> None:
+    token = deployment.token("x" * 3_000)
+
+    connection_id, answer = handshake(deployment, query=token)
+
+    assert_refused(
+        deployment, connection_id, answer, 403, "UserRefused: userId takes 3000 bytes, more than 128", token
+    )
+
+
 @pytest.mark.parametrize("way", ["query", "query-with-bearer", "header", "subprotocols"])
 def test_token_is_accepted_alike_wherever_it_travels(deployment: Deployment, shelter: str, way: str) -> None:
     user = deployment.user("first_responder", shelter)
