@@ -41,6 +41,7 @@ RETENTION_SECONDS = 3600
 ALWAYS = range(1_000_000)
 
 CALLS = {
+    "claim": "the state machines bind a message id to what the message says",
     "record": "the state machines put a message into the queue",
     "query": "they read a page of connections",
     "fanout": "they start a fan-out",
@@ -230,7 +231,7 @@ class Machines:
                 function: Callable[[Json], Json] = getattr(self, f"_{arguments['FunctionName']}")
                 return {"StatusCode": 200, "Payload": function(json.loads(json.dumps(arguments["Payload"])))}
             return {
-                "dynamodb:putItem": self._record,
+                "dynamodb:putItem": self._put,
                 "aws-sdk:dynamodb:query": self._query,
                 "aws-sdk:sfn:startSyncExecution": self._fan_out,
                 "sns:publish": self._publish,
@@ -238,6 +239,7 @@ class Machines:
             }[kind](arguments)
         except Failure as failure:
             name = {
+                "claim": "DynamoDB.ThrottlingException",
                 "record": "DynamoDB.ThrottlingException",
                 "query": "DynamoDb.ProvisionedThroughputExceededException",
                 "fanout": "Sfn.StateMachineDeletingException",
@@ -260,11 +262,19 @@ class Machines:
             error: Any = {"Error": {"Code": "ThrottlingException", "Message": "told to fail"}}
             raise ClientError(error, model.name) from None
 
-    def _record(self, arguments: Json) -> Json:
-        self._fail("record")
-        key = (arguments["Item"]["audience"]["S"], arguments["Item"]["messageId"]["S"])
-        assert arguments["ConditionExpression"] == "attribute_not_exists(messageId)"
-        if key in self.dynamodb.tables["messages"]:
+    def _put(self, arguments: Json) -> Json:
+        """Claim puts a digest, Record a message."""
+        item, condition = arguments["Item"], arguments["ConditionExpression"]
+        before = self.dynamodb.tables["messages"].get((item["audience"]["S"], item["messageId"]["S"]))
+        if "digest" in item:
+            self._fail("claim")
+            assert condition == "attribute_not_exists(digest) OR digest = :digest"
+            refused = before is not None and before["digest"] != item["digest"]
+        else:
+            self._fail("record")
+            assert condition == "attribute_not_exists(messageId)"
+            refused = before is not None
+        if refused:
             raise stepfunctions._ExecutionError("DynamoDB.ConditionalCheckFailedException", "")
         self.dynamodb.client.put_item(TableName=arguments["TableName"], Item=arguments["Item"])
         return {}
