@@ -269,12 +269,9 @@ def _compile(
     jobs = [
         [str(files[str(module)]), str(root / module), str(folder / name)] for module, name in compiled.items()
     ]
-    # Isolated and with a fixed hash seed, so that nothing of the machine shows in the order of constants.
-    environment = {**os.environ, "PYTHONHASHSEED": "0"}
-    command = [compiler.executable, "-I", "-c", _COMPILE]
-    run = subprocess.run(
-        command, env=environment, input=json.dumps(jobs), capture_output=True, text=True, check=False
-    )
+    # Isolated and without site: what marshal writes as references depends on what else is imported.
+    command = [compiler.executable, "-I", "-S", "-c", _COMPILE]
+    run = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, check=False)
     if run.returncode:
         raise BundleError(f"{compiler.executable} could not compile the bundle: {run.stderr.strip()}")
     return {str(name): folder / name for name in compiled.values() if (folder / name).exists()}
