@@ -49,6 +49,7 @@ bench: $(READY) ## Measure delivery and whole broadcasts, and compare (needs ngi
 	$(BIN)/python -m bench.delivery --svg docs/delivery.svg
 	$(BIN)/python -m bench.broadcast
 	$(BIN)/python -m bench.imports
+	-$(BIN)/python -m bench.cold
 
 build: $(READY) ## Build the Lambda bundle for AWS into build/
 	$(MUSTER) build

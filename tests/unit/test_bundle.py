@@ -15,6 +15,8 @@ import pytest
 from muster import bundle, repository
 from muster.errors import BundleError
 
+OWN_RUNTIME = f"python{sys.version_info.major}.{sys.version_info.minor}"
+
 
 def make_wheel(folder: Path, tag: str, marker: str, version: str = "1.0") -> None:
     """Write a minimal wheel of the package `demo`, with the files that a layer must not hold."""
@@ -110,7 +112,7 @@ def test_same_sources_give_same_bytes_whatever_the_machine_and_the_day(
     checkout: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_wheel(wheels, "py3-none-any", "any")
-    first = bundle.build_local(tmp_path / "first")
+    first = bundle.build(tmp_path / "first", runtime=OWN_RUNTIME)
     other = checkout.rename(tmp_path / "another clone")
     monkeypatch.setattr(repository, "root", lambda: other)
     monkeypatch.chdir(other / "schemas")
@@ -124,9 +126,10 @@ def test_same_sources_give_same_bytes_whatever_the_machine_and_the_day(
     monkeypatch.setenv("PYTHONOPTIMIZE", "2")
     umask = os.umask(0o077)
     try:
-        second = bundle.build_local(tmp_path / "second")
+        second = bundle.build(tmp_path / "second", runtime=OWN_RUNTIME)
     finally:
         os.umask(umask)
+    assert first.bytecode
     assert second.functions.read_bytes() == first.functions.read_bytes()
     assert second.layer.read_bytes() == first.layer.read_bytes()
     assert second.manifest.read_bytes() == first.manifest.read_bytes()
@@ -152,9 +155,6 @@ def test_manifest_names_the_target_and_both_archives(
         "bytecode": None,
         "sha256": digests,
     }
-
-
-OWN_RUNTIME = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def test_every_module_has_bytecode_that_python_takes_without_checking_the_source(
