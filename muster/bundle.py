@@ -158,8 +158,8 @@ def build_local(out: Path) -> Bundle:
     """Build the bundle into `out` for this interpreter and machine, where the embedded stack runs it.
 
     It calls itself one for the default runtime: the emulator runs every Python runtime with this interpreter.
-    It holds no bytecode: the emulator unpacks the layer again for each environment, and on a slow disk so many
-    more files take longer than compiling those that a function imports.
+    It holds no bytecode: the emulator unpacks the layer again for each environment, and on a slow disk twice
+    the files take longer than compiling those that a function imports.
     """
     return _build(out, [], RUNTIME, host_architecture(), None)
 
