@@ -18,7 +18,7 @@ rather than lost with the invocation."""
 
 @at_init
 def gateway() -> Gateway:
-    """Built by the first event at the latest, and kept with its HTTP connections as long as the environment."""
+    """Built by the first event at the latest; it and its HTTP connections last as long as the environment."""
     config = settings.load(settings.Deliver)
     return Gateway(config.connections_endpoint, session(), config.post_concurrency)
 
