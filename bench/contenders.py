@@ -31,11 +31,11 @@ def connection_ids(count: int) -> list[str]:
 def muster(endpoint: str, in_flight: int) -> Post:
     """The posting core of this project, in batches as Deliver gets them."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    import boto3
+    from botocore.session import Session
 
     from functions.shared.gateway import Gateway, Recipient
 
-    gateway = Gateway(endpoint, boto3.Session(), in_flight)
+    gateway = Gateway(endpoint, Session(), in_flight)
 
     def post(count: int) -> None:
         ids = connection_ids(min(count, BATCH))

@@ -3,13 +3,12 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from functions.shared import errors, settings, tokens
-from functions.shared.clients import client
+from functions.shared.clients import at_init, client
 from functions.shared.connections import Connections, Users, id_problem
 from functions.shared.telemetry import logger, metrics, tracer
 
@@ -24,9 +23,9 @@ class Dependencies:
     connections: Connections
 
 
-@cache
+@at_init
 def dependencies() -> Dependencies:
-    """Built on the first event and kept while the execution environment lives."""
+    """Built by the first event at the latest, and kept while the execution environment lives."""
     config = settings.load(settings.Connect)
     return Dependencies(
         config,

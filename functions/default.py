@@ -18,7 +18,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import BotoCoreError, ClientError
 
 from functions.shared import broadcasts, errors, messages, settings
-from functions.shared.clients import client
+from functions.shared.clients import at_init, client
 from functions.shared.connections import Connection, Connections, Users, epoch, iso
 from functions.shared.errors import Fault
 from functions.shared.telemetry import logger, metrics, tracer
@@ -58,8 +58,17 @@ class Dependencies:
 
 
 @cache
+def verifier() -> "tokens.Verifier":
+    """Built for the first renewal: its imports are a quarter of this function's, and few events need them."""
+    from functions.shared import tokens  # noqa: PLC0415 - for renewals only
+
+    config = settings.load(settings.Default)
+    return tokens.Verifier(config, client("secretsmanager") if config.jwt_secret_arn else None)
+
+
+@at_init
 def dependencies() -> Dependencies:
-    """Built on the first event and kept while the execution environment lives."""
+    """Built by the first event at the latest, and kept while the execution environment lives."""
     config = settings.load(settings.Default)
     dynamodb = client("dynamodb")
     return Dependencies(
@@ -71,15 +80,6 @@ def dependencies() -> Dependencies:
         broadcasts.Starter(client("stepfunctions"), config.broadcast_state_machine_arn),
         client("apigatewaymanagementapi", config.connections_endpoint),
     )
-
-
-@cache
-def verifier() -> "tokens.Verifier":
-    """Built for the first renewal: its imports are a quarter of this function's, and few events need them."""
-    from functions.shared import tokens  # noqa: PLC0415 - for renewals only
-
-    config = settings.load(settings.Default)
-    return tokens.Verifier(config, client("secretsmanager") if config.jwt_secret_arn else None)
 
 
 @logger.inject_lambda_context(clear_state=True)

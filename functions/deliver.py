@@ -1,14 +1,13 @@
 """Deliver: post one message to one batch of connections and say what became of each."""
 
 import time
-from functools import cache
 from typing import Any
 
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from functions.shared import settings
-from functions.shared.clients import session
+from functions.shared.clients import at_init, session
 from functions.shared.gateway import Gateway, Pace, Posted, Recipient
 from functions.shared.telemetry import logger, metrics, tracer
 
@@ -17,9 +16,9 @@ REPORT_MILLISECONDS = 1_500
 rather than lost with the invocation."""
 
 
-@cache
+@at_init
 def gateway() -> Gateway:
-    """Built on the first event and kept while the execution environment lives, with its HTTP connections."""
+    """Built by the first event at the latest; it and its HTTP connections last as long as the environment."""
     config = settings.load(settings.Deliver)
     return Gateway(config.connections_endpoint, session(), config.post_concurrency)
 

@@ -4,20 +4,19 @@ API Gateway calls it on a best-effort basis, so nothing depends on it: a row tha
 by the first post that finds its connection gone, or by its ttl.
 """
 
-from functools import cache
 from typing import Any
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from functions.shared import errors, settings
-from functions.shared.clients import client
+from functions.shared.clients import at_init, client
 from functions.shared.connections import Connections
 from functions.shared.telemetry import logger, metrics, tracer
 
 
-@cache
+@at_init
 def connections() -> Connections:
-    """Built on the first event and kept while the execution environment lives."""
+    """Built by the first event at the latest, and kept while the execution environment lives."""
     return Connections(client("dynamodb"), settings.load(settings.Disconnect).connections_table)
 
 

@@ -2,13 +2,12 @@
 
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from functions.shared import settings
-from functions.shared.clients import client
+from functions.shared.clients import at_init, client
 from functions.shared.connections import Connections
 from functions.shared.handover import HandedOver, Handover
 from functions.shared.telemetry import logger, metrics, tracer
@@ -25,9 +24,9 @@ class Dependencies:
     connections: Connections
 
 
-@cache
+@at_init
 def dependencies() -> Dependencies:
-    """Built on the first event and kept while the execution environment lives."""
+    """Built by the first event at the latest, and kept while the execution environment lives."""
     config = settings.load(settings.Offline)
     dynamodb = client("dynamodb")
     handover = Handover(

@@ -135,7 +135,7 @@ class Gateway:
     def __init__(self, endpoint: str, session: Any, concurrency: int) -> None:
         """Open nothing yet.
 
-        `endpoint` is `https://host/stage`; `session` a boto3 session, asked for credentials and region;
+        `endpoint` is `https://host/stage`; `session` a botocore session, asked for credentials and region;
         `concurrency` the most posts in flight, and so the most HTTP connections opened.
         """
         self._endpoint = endpoint.rstrip("/")
@@ -159,7 +159,8 @@ class Gateway:
     def _signer(self, body: bytes) -> PostSigner:
         credentials = self._session.get_credentials().get_frozen_credentials()
         trace_id = os.environ.get("_X_AMZN_TRACE_ID")  # set anew for each invocation [Lambda, X-Ray]
-        return PostSigner(self._endpoint, self._session.region_name, credentials, body, trace_id=trace_id)
+        region = self._session.get_config_variable("region")
+        return PostSigner(self._endpoint, region, credentials, body, trace_id=trace_id)
 
 
 @dataclass(slots=True, eq=False)

@@ -9,4 +9,9 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 
 logger = Logger(use_rfc3339=True)
 metrics = Metrics()
-tracer = Tracer(patch_modules=["botocore"])
+tracer = Tracer(auto_patch=False)
+
+
+def trace_clients() -> None:
+    """Record a subsegment for each call of an AWS client. Imports botocore, which not all functions need."""
+    tracer.patch(modules=["botocore"])

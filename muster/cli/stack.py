@@ -103,6 +103,14 @@ def build(
         table.add_row(str(path), f"{path.stat().st_size / 1e6:.1f} MB", digest[:16])
     stdout.print(table)
     stdout.print(f"For {runtime} on {arch}, as {made.manifest} says.")
+    python = made.bytecode or runtime.removeprefix("python")
+    if made.bytecode:
+        note = f"With bytecode of Python {python}."
+    else:
+        note = (
+            f"Without bytecode: Python {python} is neither on the PATH nor in pyenv. Cold starts are slower."
+        )
+    stdout.print(note)
 
 
 @app.command(

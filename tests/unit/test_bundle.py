@@ -1,8 +1,10 @@
 """The Lambda bundle: what is in it, the same bytes every time, and no pip run that is not needed."""
 
 import hashlib
+import importlib.util
 import json
 import os
+import platform
 import subprocess
 import sys
 import zipfile
@@ -12,6 +14,8 @@ import pytest
 
 from muster import bundle, repository
 from muster.errors import BundleError
+
+OWN_RUNTIME = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def make_wheel(folder: Path, tag: str, marker: str, version: str = "1.0") -> None:
@@ -72,12 +76,16 @@ def names(archive: Path) -> list[str]:
         return opened.namelist()
 
 
+def sources(archive: Path) -> list[str]:
+    return [name for name in names(archive) if not name.endswith(".pyc")]
+
+
 def test_functions_archive_holds_code_and_schemas_at_their_repository_paths(
     checkout: Path, wheels: Path, tmp_path: Path
 ) -> None:
     make_wheel(wheels, "py3-none-any", "any")
     built = bundle.build_local(tmp_path / "out")
-    assert names(built.functions) == [
+    assert sources(built.functions) == [
         "functions/__init__.py",
         "functions/deliver.py",
         "functions/shared/gateway.py",
@@ -90,7 +98,7 @@ def test_layer_holds_what_runs_and_none_of_the_traces_of_installing(
 ) -> None:
     make_wheel(wheels, "py3-none-any", "any")
     built = bundle.build_local(tmp_path / "out")
-    assert names(built.layer) == [
+    assert sources(built.layer) == [
         "python/_cffi_backend.py",
         "python/demo-1.0.dist-info/METADATA",
         "python/demo-1.0.dist-info/WHEEL",
@@ -104,7 +112,7 @@ def test_same_sources_give_same_bytes_whatever_the_machine_and_the_day(
     checkout: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_wheel(wheels, "py3-none-any", "any")
-    first = bundle.build_local(tmp_path / "first")
+    first = bundle.build(tmp_path / "first", runtime=OWN_RUNTIME)
     other = checkout.rename(tmp_path / "another clone")
     monkeypatch.setattr(repository, "root", lambda: other)
     monkeypatch.chdir(other / "schemas")
@@ -114,11 +122,14 @@ def test_same_sources_give_same_bytes_whatever_the_machine_and_the_day(
         path.chmod(0o755)
     for layer in repository.cache_dir().glob("layer-*.zip"):
         layer.unlink()
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
     umask = os.umask(0o077)
     try:
-        second = bundle.build_local(tmp_path / "second")
+        second = bundle.build(tmp_path / "second", runtime=OWN_RUNTIME)
     finally:
         os.umask(umask)
+    assert first.bytecode
     assert second.functions.read_bytes() == first.functions.read_bytes()
     assert second.layer.read_bytes() == first.layer.read_bytes()
     assert second.manifest.read_bytes() == first.manifest.read_bytes()
@@ -126,9 +137,14 @@ def test_same_sources_give_same_bytes_whatever_the_machine_and_the_day(
 
 @pytest.mark.parametrize("architecture", ["arm64", "x86_64"])
 def test_manifest_names_the_target_and_both_archives(
-    checkout: Path, wheels: Path, tmp_path: Path, architecture: bundle.Architecture
+    checkout: Path,
+    wheels: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: bundle.Architecture,
 ) -> None:
     make_wheel(wheels, "py3-none-any", "any")
+    monkeypatch.setattr(bundle, "compiler", lambda runtime: None)
     built = bundle.build(tmp_path / "out", runtime="python3.12", architecture=architecture)
     digests = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (built.functions, built.layer)
@@ -136,8 +152,91 @@ def test_manifest_names_the_target_and_both_archives(
     assert json.loads(built.manifest.read_text()) == {
         "runtime": "python3.12",
         "architecture": architecture,
+        "bytecode": None,
         "sha256": digests,
     }
+
+
+def test_every_module_has_bytecode_that_python_takes_without_checking_the_source(
+    checkout: Path, wheels: Path, tmp_path: Path
+) -> None:
+    make_wheel(wheels, "py3-none-any", "any")
+    built = bundle.build(tmp_path / "out", runtime=OWN_RUNTIME)
+    assert json.loads(built.manifest.read_text())["bytecode"] == built.bytecode == platform.python_version()
+    for archive in (built.functions, built.layer):
+        with zipfile.ZipFile(archive) as opened:
+            opened.extractall(tmp_path / "unpacked")
+            modules = [name for name in opened.namelist() if name.endswith(".py")]
+            for name in modules:
+                compiled = opened.read(importlib.util.cache_from_source(name))
+                # PEP 552: the interpreter's magic number, then flags: 1 is by hash, unchecked.
+                assert compiled[:8] == importlib.util.MAGIC_NUMBER + b"\x01\0\0\0"
+    demo = tmp_path / "unpacked/python/demo/__init__.py"
+    demo.write_text("MARKER = 'changed in place'\n")
+    shown = subprocess.run(
+        [sys.executable, "-c", "import demo; print(demo.MARKER)"],
+        env={"PYTHONPATH": str(demo.parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == "any\n"
+
+
+def test_code_objects_name_the_file_that_lambda_unpacks(checkout: Path, wheels: Path, tmp_path: Path) -> None:
+    make_wheel(wheels, "py3-none-any", "any")
+    built = bundle.build(tmp_path / "out", runtime=OWN_RUNTIME)
+    for archive, path in (
+        (built.functions, "/var/task/functions/deliver.py"),
+        (built.layer, "/opt/python/demo/__init__.py"),
+    ):
+        name = path.removeprefix("/var/task/").removeprefix("/opt/")
+        with zipfile.ZipFile(archive) as opened:
+            assert path.encode() in opened.read(importlib.util.cache_from_source(name))
+
+
+def test_bytecode_comes_from_the_python_of_the_runtime_alone(
+    checkout: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version under the right name, or a shim of pyenv that has nothing to start, is passed over."""
+    make_wheel(wheels, "py3-none-any", "any")
+    other = f"python3.{sys.version_info.minor + 1}"
+    path, pyenv = tmp_path / "path", tmp_path / "pyenv"
+    for name, script in {
+        path / other: f'exec "{sys.executable}" "$@"',
+        pyenv / f"versions/{other.removeprefix('python')}.9/bin" / other: "exit 127",
+    }.items():
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_text(f"#!/bin/sh\n{script}\n")
+        name.chmod(0o755)
+    monkeypatch.setenv("PATH", str(path))
+    monkeypatch.setenv("PYENV_ROOT", str(pyenv))
+    built = bundle.build(tmp_path / "out", runtime=other)
+    assert built.bytecode is None
+    assert names(built.functions) == sources(built.functions)
+    assert names(built.layer) == sources(built.layer)
+
+
+def test_python_of_the_runtime_is_found_on_the_path_and_in_pyenv(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interpreter(place: Path, runtime: str, version: str) -> None:
+        (place / "bin").mkdir(parents=True)
+        script = place / "bin" / runtime
+        script.write_text(f"#!/bin/sh\necho CPython False final {version}\n")
+        script.chmod(0o755)
+
+    for version in ("3.99.2", "3.99.10"):
+        interpreter(tmp_path / "pyenv/versions" / version, "python3.99", version)
+    interpreter(tmp_path, "python3.98", "3.98.1")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    newest = bundle.compiler("python3.99")
+    assert newest
+    assert newest.version == "3.99.10"
+    on_the_path = bundle.compiler("python3.98")
+    assert on_the_path
+    assert on_the_path.version == "3.98.1"
 
 
 def test_changed_source_changes_the_archive(checkout: Path, wheels: Path, tmp_path: Path) -> None:
@@ -243,4 +342,4 @@ def test_functions_import_every_package_of_the_layer_and_run_on_it(tmp_path: Pat
     )
     assert ran.returncode == 0, ran.stderr
     packages = {path.name for path in layer.iterdir() if not path.name.endswith(".dist-info")}
-    assert packages == set(ran.stdout.split())
+    assert packages - {"__pycache__"} == set(ran.stdout.split())

@@ -173,10 +173,12 @@ def scripted(scripts: Mapping[str, Sequence[Answer]], otherwise: Sequence[Answer
 
 @dataclass
 class Session:
-    """As much of a boto3 session as a gateway asks for; its keys may be exchanged at any time."""
+    """As much of a botocore session as a gateway asks for; its keys may be exchanged at any time."""
 
     keys: Keys = field(default_factory=lambda: Keys("AKIDFIRST", "secret", None))
-    region_name: str = "eu-west-1"
+
+    def get_config_variable(self, name: str) -> str:
+        return {"region": "eu-west-1"}[name]
 
     def get_credentials(self) -> "Session":
         return self

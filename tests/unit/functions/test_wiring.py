@@ -2,8 +2,9 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -75,8 +76,9 @@ def test_a_function_says_what_its_environment_misses(function: str) -> None:
 
 def test_importing_the_functions_needs_no_environment_and_makes_no_client() -> None:
     script = f"""
-import boto3
-boto3.Session = None
+import functions.shared.telemetry  # outside of Lambda, the X-Ray SDK makes a client of its own
+import botocore.session
+botocore.session.Session = None
 {IMPORTS}
 """
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={}, check=True, timeout=30)
@@ -87,25 +89,78 @@ def test_what_only_renewals_need_is_not_imported_before_one() -> None:
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={}, check=True, timeout=30)
 
 
+IN_LAMBDA = {
+    "AWS_LAMBDA_FUNCTION_NAME": "muster",
+    "LAMBDA_TASK_ROOT": str(ROOT),
+    "AWS_DEFAULT_REGION": "eu-west-1",
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+}
+
+
+def test_lambda_makes_the_clients_while_it_initialises_a_function() -> None:
+    built = "connect.dependencies, default.dependencies, deliver.gateway, disconnect.connections"
+    script = f"""
+{IMPORTS}
+from functions.shared import clients
+for build in ({built}, offline.dependencies):
+    assert build.cache_info().currsize == 1, build
+made = clients.client.cache_info().currsize
+default.dependencies(), connect.dependencies(), offline.dependencies()
+assert clients.client.cache_info().currsize == made > 0
+"""
+    environment = {name: value for _, needs in FUNCTIONS.values() for name, value in needs.items()}
+    command = [sys.executable, "-c", script]
+    subprocess.run(command, cwd=ROOT, env=environment | IN_LAMBDA, check=True, timeout=30)
+
+
+def test_an_initialisation_that_fails_leaves_it_to_the_event_to_say_why() -> None:
+    script = f"""
+{IMPORTS}
+from functions.shared.errors import SettingsError
+try:
+    disconnect.connections()
+except SettingsError as error:
+    assert "CONNECTIONS_TABLE is not set" in str(error)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=IN_LAMBDA, check=True, timeout=30)
+
+
+def test_accept_imports_no_aws_client() -> None:
+    script = "import sys, functions.accept; assert not {'botocore.session', 'boto3'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=IN_LAMBDA, check=True, timeout=30)
+
+
 def test_importing_the_functions_leaves_nothing_that_a_snapshot_could_not_carry() -> None:
     """No thread, which a restored environment would miss, and no connection, whose peer has long hung up."""
     script = f"""
 import gc, socket, threading
 {IMPORTS}
+assert deliver.gateway.cache_info().currsize == 1
 assert threading.enumerate() == [threading.main_thread()]
 assert not [s for s in gc.get_objects() if isinstance(s, socket.socket) and s.type == socket.SOCK_STREAM]
 """
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={}, check=True, timeout=30)
+    environment = {name: value for _, needs in FUNCTIONS.values() for name, value in needs.items()}
+    command = [sys.executable, "-c", script]
+    subprocess.run(command, cwd=ROOT, env=environment | IN_LAMBDA, check=True, timeout=30)
 
 
-def test_two_environments_restored_from_one_snapshot_do_not_pause_for_the_same_time() -> None:
+def test_two_environments_restored_from_one_snapshot_do_not_pause_for_the_same_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hooks: list[Callable[[], None]] = []
+    runtime = ModuleType("snapshot_restore_py")
+    vars(runtime)["register_after_restore"] = hooks.append
+    monkeypatch.setitem(sys.modules, "snapshot_restore_py", runtime)
+    clients.client("dynamodb")
     snapshot = random.getstate()
     pauses = []
     for _ in range(2):
         random.setstate(snapshot)
-        clients.session.cache_clear()
-        clients.client.cache_clear()
-        clients.client("dynamodb")
+        for restore in hooks:
+            restore()
         pauses.append(random.random())
     random.setstate(snapshot)
     assert len(set(pauses)) == 2

@@ -1,0 +1,162 @@
+"""How much longer the first broadcast after a quiet night takes, on the embedded stack with 50 clients.
+
+From StartExecution to the last client, with every function warm, and with those cold that a broadcast waits
+for: both, and each alone. Beside it stand the emulator's own parts of a cold start, as a function that does
+nothing has them: with the layer, which the emulator unpacks for each environment, and without. Two of the
+former are the least that a cold broadcast takes on top of a warm one.
+"""
+
+import argparse
+import asyncio
+import io
+import json
+import statistics
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from websockets.asyncio.client import ClientConnection, connect
+
+from muster import Broadcaster
+from muster.outputs import Outputs
+from muster.seed import USERS
+from muster.stack import Stack
+from muster.tokens import TokenIssuer
+
+CLIENTS = 50
+LIMIT = 2.0
+"""How many times a warm broadcast a cold one may take, without the emulator's own part."""
+
+WAYS: dict[str, Sequence[str]] = {
+    "warm": (),
+    "cold": ("accept", "deliver"),
+    "accept cold": ("accept",),
+    "deliver cold": ("deliver",),
+}
+
+
+def chill(outputs: Outputs, function_name: str) -> None:
+    """Have the emulator start the function's next event in a new environment, as a changed variable does."""
+    functions = outputs.client("lambda")
+    found = functions.get_function_configuration(FunctionName=function_name)
+    variables = found.get("Environment", {}).get("Variables", {}) | {"CHILLED": str(time.time_ns())}
+    functions.update_function_configuration(FunctionName=function_name, Environment={"Variables": variables})
+    functions.get_waiter("function_updated_v2").wait(
+        FunctionName=function_name, WaiterConfig={"Delay": 0.1, "MaxAttempts": 100}
+    )
+
+
+async def until_last(outputs: Outputs, sockets: Sequence[ClientConnection]) -> float:
+    """Seconds from StartExecution of a broadcast to everybody until the last client has it."""
+
+    async def arrival(socket: ClientConnection) -> float:
+        async for frame in socket:
+            if json.loads(frame).get("payload", {}).get("text") == text:
+                return time.monotonic()
+        raise ConnectionError("the socket closed before the message came")
+
+    text = str(time.time_ns())
+    waiting = [asyncio.create_task(arrival(socket)) for socket in sockets]
+    broadcaster = Broadcaster.from_outputs(outputs)
+    started = time.monotonic()
+    execution = await asyncio.to_thread(broadcaster.start, "alert", {"all": True}, {"text": text})
+    async with asyncio.timeout(60):
+        last = max(await asyncio.gather(*waiting))
+    await asyncio.to_thread(broadcaster.wait, execution, 60)
+    return last - started
+
+
+async def broadcasts(outputs: Outputs, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way, taken in turn."""
+    issuer = TokenIssuer.from_outputs(outputs)
+    users = [user.user_id for user in USERS if user.active]
+    taken: dict[str, list[float]] = {way: [] for way in WAYS}
+    async with AsyncExitStack() as opened:
+        sockets = [
+            await opened.enter_async_context(
+                connect(
+                    outputs.websocket_url,
+                    additional_headers={"Authorization": f"Bearer {issuer.issue(user)}"},
+                    proxy=None,
+                )
+            )
+            for user in islice(cycle(users), CLIENTS)
+        ]
+        await until_last(outputs, sockets)
+        for _ in range(rounds):
+            for way, cold in WAYS.items():
+                for name in cold:
+                    await asyncio.to_thread(chill, outputs, outputs.function_names[name])
+                taken[way].append(await until_last(outputs, sockets))
+    return taken
+
+
+def emulators_part(outputs: Outputs, rounds: int) -> dict[str, list[float]]:
+    """Seconds that a cold event of a function takes that does nothing, with the layer and without."""
+    functions = outputs.client("lambda")
+    accept = functions.get_function_configuration(FunctionName=outputs.function_names["accept"])
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as code:
+        code.writestr("nothing.py", "def handler(event, context):\n    return {}\n")
+    settings: dict[str, Any] = {
+        "Runtime": accept["Runtime"],
+        "Role": accept["Role"],
+        "Handler": "nothing.handler",
+        "Code": {"ZipFile": archive.getvalue()},
+    }
+    layers = {
+        "no function, with the layer": [layer["Arn"] for layer in accept["Layers"]],
+        "no function, no layer": [],
+    }
+    taken: dict[str, list[float]] = {way: [] for way in layers}
+    for of in layers.values():
+        functions.create_function(FunctionName=f"bench-nothing-{len(of)}", Layers=of, **settings)
+    for _ in range(rounds):
+        for way, of in layers.items():
+            name = f"bench-nothing-{len(of)}"
+            chill(outputs, name)
+            started = time.monotonic()
+            functions.invoke(FunctionName=name)
+            taken[way].append(time.monotonic() - started)
+    return taken
+
+
+def main() -> int:
+    """Measure and print the table. Return 0 when the target is met."""
+    parser = argparse.ArgumentParser(prog="python -m bench.cold", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory(prefix="muster-bench-") as folder:
+        stack = Stack(Path(folder), port=0)
+        try:
+            outputs = stack.up()
+            taken = asyncio.run(broadcasts(outputs, rounds)) | emulators_part(outputs, rounds)
+        finally:
+            stack.down()
+    least = {way: min(seconds) for way, seconds in taken.items()}
+    table = Table("", "least, ms", "median, ms", "of warm", box=None)
+    table.title = f"From StartExecution to the last of {CLIENTS} clients"
+    for way, seconds in taken.items():
+        ratio = f"{least[way] / least['warm']:.1f}" if way in WAYS else ""
+        table.add_row(way, f"{least[way] * 1000:.0f}", f"{statistics.median(seconds) * 1000:.0f}", ratio)
+    console = Console(width=100)
+    console.print(table)
+    emulator = 2 * least["no function, with the layer"]
+    console.print(f"The emulator's part alone makes it {1 + emulator / least['warm']:.1f} times")
+    met = least["cold"] - emulator <= LIMIT * least["warm"]
+    console.print(
+        f"{'met' if met else 'MISSED'}: without that, all cold takes at most {LIMIT:g} times all warm"
+    )
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
