@@ -101,7 +101,7 @@ class TestForeignText:
         monkeypatch.chdir(tmp_path)
         folder = Path("[dev]") / ":secret:"
         folder.mkdir(parents=True)
-        made = Bundle(folder / "functions.zip", folder / "layer.zip", folder / "bundle.json")
+        made = Bundle(folder / "functions.zip", folder / "layer.zip", folder / "bundle.json", bytecode=None)
         for path in (made.functions, made.layer):
             path.touch()
         monkeypatch.setattr(bundle, "build", lambda *_arguments, **_options: made)
