@@ -226,7 +226,7 @@ INPUT_BYTES = 250_000
 @example(Hostile('{"type":"alert","payload":{},"target":{"users":["a",', ("{n}",), "]}}"))
 @example(Hostile('{"type":"alert","target":{"all":true},"payload":{"n":[', ("[]",), "]}}"))
 @example(Hostile('{"type":"alert","target":{"all":true},"payload":{"text":"', ("é" * 100,), '"}}'))
-def test_an_input_of_any_size_is_refused_in_100_ms_and_in_a_few_times_its_memory(
+def test_an_input_of_any_size_is_judged_in_100_ms_and_in_a_few_times_its_memory(
     run: Any, request_: Hostile
 ) -> None:
     try:
@@ -234,9 +234,11 @@ def test_an_input_of_any_size_is_refused_in_100_ms_and_in_a_few_times_its_memory
     except ValueError:
         return  # Step Functions would not start it
     answer = run(request)
-    assert answer["accepted"] is False
-    # The cause of a failed execution takes so much [Step Functions, Fail].
-    assert len(json.dumps({"faults": answer["faults"]}, ensure_ascii=False)) <= 32_768
+    if answer["accepted"]:  # Step Functions hands on a double, and so shortens numbers of many digits
+        assert len(answer["envelope"].encode()) <= MAX_ENVELOPE_BYTES
+    else:
+        # The cause of a failed execution takes so much [Step Functions, Fail].
+        assert len(json.dumps({"faults": answer["faults"]}, ensure_ascii=False)) <= 32_768
     assert cpu_seconds(lambda: run(request), 0.1) < 0.2
     # Twice the 8 times of a frame: what passes the schema is serialised too.
     assert peak_bytes(lambda: run(request)) < 16 * INPUT_BYTES

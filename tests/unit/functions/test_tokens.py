@@ -405,9 +405,11 @@ import json, sys
 from unittest.mock import Mock
 from functions import connect
 from functions.shared.errors import TokenRefused
+from functions.shared.telemetry import trace_clients
 from tests.unit.functions.support import Context, event
 from tests.unit.functions.test_tokens import hmac_verifier
 
+trace_clients()
 using = Mock(verifier=hmac_verifier())
 using.settings.allowed_origins = ()
 connect.dependencies = lambda: using
