@@ -36,9 +36,8 @@ def outputs(
 def env(outputs: OutputsOption = None, state_dir: StateDirOption = None, as_json: JsonOption = False) -> None:
     """Print shell commands that point any AWS SDK to a deployment: eval "$(muster env)".
 
-    Each output becomes a variable, such as MUSTER_WEBSOCKET_URL. For the local stack there are its endpoint and
-    test keys as well; for AWS there is the region, and your own credentials apply. In --json, null is a variable
-    to unset.
+    Each output becomes a variable, such as MUSTER_WEBSOCKET_URL. The local stack adds its endpoint and test
+    keys; AWS adds its region, and your own credentials apply. In --json, null is a variable to unset.
     """
     variables = resolve_outputs(outputs, state_dir).environment()
     if as_json:
