@@ -75,7 +75,6 @@ _USAGE_SENTENCES = (
     (r"Got unexpected extra argument(?:s|\(s\))? \((.*)\)", r"There are too many arguments: \1."),
     (r"No such command '(.*?)'\.", r"There is no command \1."),
     (r"No such option: (\S+)", r"There is no option \1."),
-    (r"No such option: (\S+) \(Possible options: (.*)\)", r"There is no option \1; similar ones are \2."),
     (r"Option '(.*)' requires .*", r"\1 needs a value."),
     (r"Option '(.*)' does not take a value\.", r"\1 takes no value."),
     (r"Input should be a valid integer.*", r"write a whole number."),
@@ -111,11 +110,11 @@ def _refuse_usage(error: Any) -> NoReturn:
         typer.echo(error.format_message(), err=True)
         sys.exit(error.exit_code)
     command = error.ctx.command_path if error.ctx else "muster"
-    name = (
-        error.param.get_error_hint(error.ctx).split(" (env")[0].strip("'")
-        if getattr(error, "param", None)
-        else ""
-    )
+    param = getattr(error, "param", None)
+    name = ""
+    if param:
+        option = param.opts[0].startswith("-")
+        name = max(param.opts, key=len) if option else param.metavar or param.name.upper()
     message = error.message
     for theirs, ours in _USAGE_SENTENCES:
         message = re.sub(rf"{theirs}\Z", ours, message, flags=re.DOTALL)
@@ -123,6 +122,8 @@ def _refuse_usage(error: Any) -> NoReturn:
         message = f"{name} is missing."
     elif name:
         message = f"{name}: {message}"
+    if similar := getattr(error, "possibilities", None):
+        message += f" Did you mean {similar[0]}?"
     _fail(message, f"See `{command} --help`.", error.exit_code)
 
 
