@@ -7,7 +7,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from functions.shared import messages
-from functions.shared.errors import Conflict, Fault, InvalidMessage, TooLarge
+from functions.shared.errors import Conflict, Fault, InvalidMessage, TooLarge, aws_code
 from functions.shared.settings import Roles
 from functions.shared.validation import listed, validate
 
@@ -69,7 +69,7 @@ class Starter:
                 stateMachineArn=self._state_machine_arn, name=name, input=messages.serialise(request)
             )
         except ClientError as error:
-            if error.response["Error"]["Code"] != "ExecutionAlreadyExists":
+            if aws_code(error) != "ExecutionAlreadyExists":
                 raise
             arn = self._state_machine_arn.replace(":stateMachine:", ":execution:") + f":{name}"
             execution = self._stepfunctions.describe_execution(executionArn=arn)

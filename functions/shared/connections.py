@@ -7,7 +7,7 @@ from zlib import crc32
 
 from botocore.exceptions import ClientError
 
-from functions.shared.errors import UnknownConnection, UserRefused
+from functions.shared.errors import UnknownConnection, UserRefused, aws_code
 
 Item = dict[str, dict[str, Any]]
 
@@ -125,7 +125,7 @@ class Connections:
                 ReturnValues="ALL_NEW",
             )
         except ClientError as error:
-            if error.response["Error"]["Code"] == "ConditionalCheckFailedException":
+            if aws_code(error) == "ConditionalCheckFailedException":
                 raise UnknownConnection from None
             raise
         item: Item = answer["Attributes"]
