@@ -94,6 +94,8 @@ def main() -> None:
             signal.signal(number, _interrupt)
     try:
         sys.exit(app(standalone_mode=False))
+    except typer.Abort:
+        sys.exit(1)
     except _UsageError as error:
         _refuse_usage(error)
     except MusterError as error:
