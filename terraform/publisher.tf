@@ -18,7 +18,7 @@ locals {
           actions   = ["states:GetExecutionHistory"]
           resources = ["${replace(local.state_machine_arns.broadcast, ":stateMachine:", ":execution:")}:*"]
         },
-      ]) : merge(
+        ]) : merge(
         { Effect = "Allow", Action = statement.actions, Resource = statement.resources },
         { for condition in [try(statement.conditions, null)] : "Condition" => condition if condition != null },
       )
