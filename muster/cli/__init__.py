@@ -101,7 +101,7 @@ def main() -> None:
     except MusterError as error:
         _fail(error.message, error.fix, error.exit_code)
     except (BotoCoreError, ClientError) as error:
-        _fail(f"AWS: {error}", None, 1)
+        _fail(f"AWS: {error}", "Check the credentials, the region, and that the deployment is up.", 1)
     except OSError as error:
         _fail(_describe(error), _FIXES.get(error.errno or 0, _ANY_FIX), 2 if error.errno in _USAGE else 1)
 
