@@ -1,6 +1,6 @@
 """Starting broadcasts from a service, and waiting for their receipts.
 
-    broadcaster = Broadcaster(state_machine_arn)
+    broadcaster = Broadcaster.from_outputs()
     execution = broadcaster.start("alert", {"roles": ["first_responder"]}, {"text": "..."}, name="flood-17")
     receipt = broadcaster.wait(execution, timeout=60)
 
@@ -11,6 +11,7 @@ What it raises:
         ├── InvalidName             the name breaks the rules of Step Functions; also a ValueError
         ├── InvalidRequest          the request holds what JSON cannot, such as NaN; also a ValueError
         ├── IdempotencyConflict     the name was used for a different broadcast
+        ├── UnknownBroadcast        there is no such execution
         ├── BroadcastFailed         the execution ended without a receipt; carries error, cause and execution
         │   └── InvalidBroadcast    the request was refused; carries every fault
         └── BroadcastTimeout        no receipt in time; also a TimeoutError
@@ -28,15 +29,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 from uuid import uuid4
 
 from muster.errors import MusterError
 from muster.faults import json_text, parse_faults
-
-if TYPE_CHECKING:
-    from muster.outputs import Outputs
+from muster.outputs import Outputs
 
 MessageType = Literal["alert", "shelter_update", "broadcast"]
 Offline = Literal["fallback", "always", "never"]
@@ -44,8 +44,8 @@ Offline = Literal["fallback", "always", "never"]
 NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 """What Step Functions takes as a name and CloudWatch can log. [StartExecution]"""
 
-ARN = re.compile(r"arn:[a-z-]+:states:[a-z0-9-]+:\d{12}:stateMachine:[A-Za-z0-9_-]{1,80}")
-"""A state machine's. [StartExecution]"""
+ARN = re.compile(r"arn:[a-z-]+:states:[a-z0-9-]+:\d{12}:stateMachine:(?=.{1,80}$)[A-Za-z0-9_-]*-broadcast")
+"""The broadcast state machine's, which terraform/ calls NAME_PREFIX-broadcast. [StartExecution]"""
 
 POLL_SECONDS = (0.1, 1.0)
 """The first and the longest pause between two looks at a young execution."""
@@ -59,6 +59,11 @@ requests/s in most regions, for all callers of an account. [Step Functions quota
 
 CONSISTENCY_SECONDS = 5.0
 """How long a started execution may stay unknown: [DescribeExecution is eventually consistent]"""
+
+_EVENTS_TO_RECORD = 100
+"""Events of a history that are read. Accept, Claim and all their retries take fewer."""
+
+_REFUSALS = frozenset({"InvalidBroadcast", "Conflict"})
 
 _THROTTLED = frozenset({"TooManyRequestsException", "RequestLimitExceeded", "SlowDown"})
 
@@ -81,6 +86,10 @@ class InvalidRequest(BroadcastError, ValueError):
 
 class IdempotencyConflict(BroadcastError):
     """The name was used, within the last 90 days, for a different broadcast: nothing was started."""
+
+
+class UnknownBroadcast(BroadcastError):
+    """Step Functions knows no such execution: it never started, or ended more than 90 days ago."""
 
 
 class BroadcastFailed(BroadcastError):
@@ -215,12 +224,12 @@ class Broadcaster:
     def __init__(self, state_machine_arn: str, client: Any = None) -> None:
         """`client` is a boto3 Step Functions client; by default one in the state machine's own region.
 
-        Raises `BroadcastError` for what cannot be the ARN of a state machine.
+        Raises `BroadcastError` for what cannot be the ARN of a broadcast state machine.
         """
-        if not ARN.fullmatch(state_machine_arn):
+        if not isinstance(state_machine_arn, str) or not ARN.fullmatch(state_machine_arn):
             raise BroadcastError(
-                f"{state_machine_arn!r} is not the ARN of a state machine.",
-                fix="Use the Terraform output broadcast_state_machine_arn.",
+                f"{state_machine_arn!r} is not the ARN of a broadcast state machine.",
+                fix="Use the Terraform output broadcast_state_machine_arn, or Broadcaster.from_outputs().",
             )
         if client is None:
             import boto3  # noqa: PLC0415 - slow to import
@@ -230,9 +239,14 @@ class Broadcaster:
         self._client = client
 
     @classmethod
-    def from_outputs(cls, outputs: Outputs) -> Self:
-        """Return a broadcaster for the deployment with these outputs."""
-        return cls(outputs.broadcast_state_machine_arn, outputs.client("stepfunctions"))
+    def from_outputs(cls, outputs: Outputs | Path | str | None = None) -> Self:
+        """Return a broadcaster for the deployment with these outputs.
+
+        `outputs` may be a file with what `terraform output -json` printed, or a Terraform directory. By
+        default it is what MUSTER_OUTPUTS names, else the running local stack. Raises `OutputsError`.
+        """
+        found = outputs if isinstance(outputs, Outputs) else Outputs.find(outputs)
+        return cls(found.broadcast_state_machine_arn, found.client("stepfunctions"))
 
     def start(
         self,
@@ -250,8 +264,9 @@ class Broadcaster:
         `name` is the idempotency key: within 90 days the same name starts one broadcast, however often and
         from wherever it is called. Without one, only botocore's own retries of this call are covered.
         Two requests are the same if their JSON is: tuples are arrays, and every key is text.
-        Raises `InvalidName`, `InvalidRequest`, `IdempotencyConflict` or `BroadcastError`; `wait` tells
-        whether it was accepted.
+        `sender` is what clients see as the sender; without it that is {"service": "unnamed"}.
+        Raises `InvalidName`, `InvalidRequest`, `IdempotencyConflict` or `BroadcastError`; `wait_accepted` and
+        `wait` raise `InvalidBroadcast` if the request is refused.
         """
         name = uuid4().hex if name is None else name
         if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -291,20 +306,40 @@ class Broadcaster:
         `on_poll` is told, after each look that found it running, how many seconds it has waited.
         Raises `InvalidBroadcast`, `BroadcastFailed`, `BroadcastError`; after `timeout` s `BroadcastTimeout`.
         """
+        described = self._follow(execution, timeout, "receipt", on_poll, lambda: False)
+        return _receipt(execution, described)
+
+    def wait_accepted(self, execution: Execution, timeout: float) -> None:
+        """Return once the request is accepted and its message is being recorded.
+
+        Reads the execution's history as well. Where the policy does not allow that, returns when the
+        broadcast ends. Raises what `wait` raises.
+        """
+        self._follow(execution, timeout, "sign of acceptance", None, lambda: self._accepted(execution))
+
+    def _follow(
+        self,
+        execution: Execution,
+        timeout: float,
+        awaited: str,
+        on_poll: Callable[[float], None] | None,
+        enough: Callable[[], bool],
+    ) -> Mapping[str, Any]:
+        """Return the description of a broadcast that has succeeded, or that runs and is far `enough`."""
         started = time.monotonic()
         pause, longest = POLL_SECONDS
         while True:
             waited = time.monotonic() - started
             described = self._describe(execution, just_started=waited < CONSISTENCY_SECONDS)
-            if described and described["status"] == "SUCCEEDED":
-                return _receipt(execution, described)
-            if described and described["status"] != "RUNNING":
+            if described and described["status"] not in ("SUCCEEDED", "RUNNING"):
                 raise _failure(execution, described)
+            if described and (described["status"] == "SUCCEEDED" or enough()):
+                return described
             waited = time.monotonic() - started
             if not waited < timeout:
                 state = "It goes on" if described else "Step Functions did not tell its state"
                 raise BroadcastTimeout(
-                    f"The broadcast {execution.name} gave no receipt within {timeout:g} s.",
+                    f"The broadcast {execution.name} gave no {awaited} within {timeout:g} s.",
                     fix=f"{state}: see {execution.arn}, or repeat it under that name, which only waits.",
                 )
             if on_poll:
@@ -325,10 +360,29 @@ class Broadcaster:
             except (aws.BotoCoreError, aws.ClientError) as error:
                 if just_started and _code(error) == "ExecutionDoesNotExist":
                     return {"status": "RUNNING"}
+                if _code(error) in ("ExecutionDoesNotExist", "InvalidArn"):
+                    raise UnknownBroadcast(
+                        f"There is no broadcast {execution.arn}.",
+                        fix="Start it, or correct its name; Step Functions forgets it after 90 days.",
+                    ) from error
                 if _passes(error):
                     return None
                 raise
         return answer
+
+    def _accepted(self, execution: Execution) -> bool:
+        """Tell whether the execution has entered Record, which only an accepted request does."""
+        with _translated("followed") as aws:
+            try:
+                history = self._client.get_execution_history(
+                    executionArn=execution.arn, maxResults=_EVENTS_TO_RECORD, includeExecutionData=False
+                )
+            except (aws.BotoCoreError, aws.ClientError) as error:
+                if _passes(error) or _code(error) in ("AccessDeniedException", "ExecutionDoesNotExist"):
+                    return False
+                raise
+        names = (event.get("stateEnteredEventDetails", {}).get("name") for event in history["events"])
+        return "Record" in names
 
     def _started_before(self, name: str, text: str) -> Execution:
         """Return the execution that has this name if its input is `text`, else raise IdempotencyConflict."""
@@ -346,6 +400,11 @@ class Broadcaster:
         before, now = _comparable(described["input"]), _comparable(text)
         if before == now:
             return earlier
+        if described.get("error") in _REFUSALS:
+            raise IdempotencyConflict(
+                f"The name {name} was already used for a request that was refused; nothing of it was sent.",
+                fix="Use a new name for the corrected request; names are kept for 90 days.",
+            )
         differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         raise IdempotencyConflict(
             f"The name {name} was already used for a broadcast that differs in {', '.join(differing)}.",
@@ -415,7 +474,7 @@ def _receipt(execution: Execution, described: Mapping[str, Any]) -> Receipt:
 def _failure(execution: Execution, described: Mapping[str, Any]) -> BroadcastFailed:
     error = described.get("error") or described["status"]
     cause = described.get("cause") or ""
-    if error in ("InvalidBroadcast", "Conflict"):
+    if error in _REFUSALS:
         with suppress(KeyError, TypeError, ValueError):  # a cause that is not the documented one is quoted
             return InvalidBroadcast(execution, cause, error)
     return BroadcastFailed(

@@ -13,13 +13,20 @@ from typing import ClassVar
 
 
 class MusterError(Exception):
-    """An error meant for people: `str(error)` says what is wrong, `fix` the way out, if one is known."""
+    """An error meant for people: `message` says what is wrong, `fix` what to do about it, if that is known.
+
+    `str(error)` holds both, so a log and a traceback show them too.
+    """
 
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, fix: str | None = None) -> None:
         super().__init__(message)
+        self.message = message
         self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.message}\nFix: {self.fix}" if self.fix else self.message
 
 
 class OutputsError(MusterError):

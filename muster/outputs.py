@@ -51,12 +51,23 @@ class Outputs:
 
     @classmethod
     def parse(cls, document: object, *, source: str, endpoint_url: str | None = None) -> Self:
-        """Take `terraform output -json` ({name: {"value": ...}}) or the flat object of `muster up --json`.
+        """Take what `terraform output -json`, `muster outputs --json` or `muster status --json` prints.
 
+        Those are {name: {"value": ...}}, {name: value}, and {"phase": ..., "outputs": {name: value}}.
         Outputs that Muster does not know are ignored. One OutputsError names everything that is missing.
         """
+        if isinstance(document, dict) and {"phase", "outputs"} <= document.keys():
+            document = document["outputs"]
+            if document is None:
+                raise OutputsError(
+                    f"{source} is the status of a local stack that is not up.",
+                    fix="Run `muster up`, and write the file again.",
+                )
         if not isinstance(document, dict):
-            raise OutputsError(f"{source} does not hold a JSON object of Terraform outputs.")
+            raise OutputsError(
+                f"{source} does not hold a JSON object of Terraform outputs.",
+                fix="Write it with `terraform output -json` or `muster outputs --json`.",
+            )
         values = {
             name: entry["value"] if isinstance(entry, dict) and "value" in entry else entry
             for name, entry in document.items()
@@ -70,6 +81,30 @@ class Outputs:
             )
         arguments = {f.name: values[f.name] for f in known if values.get(f.name) is not None}
         return cls(**{**arguments, "endpoint_url": endpoint_url or arguments.get("endpoint_url")})
+
+    @classmethod
+    def find(cls, source: Path | str | None = None, *, state_dir: Path | None = None) -> Outputs:
+        """Read the outputs that `source` or the variable MUSTER_OUTPUTS names, as `read` does.
+
+        Without either, return those of the running local stack. Raises `OutputsError`.
+        """
+        if source is not None or (source := os.environ.get("MUSTER_OUTPUTS")):
+            return cls.read(Path(source))
+        from muster.stack import Stack  # noqa: PLC0415 - a stack has outputs
+
+        local = Stack(state_dir).status()
+        if local.outputs is not None:
+            return local.outputs
+        if local.phase == "ready":
+            raise OutputsError(
+                "The local stack was started by another version of Muster.",
+                fix="Run `muster up`, which updates it.",
+            )
+        raise OutputsError(
+            "There is no stack to talk to: the local one is not up and no outputs were given.",
+            fix="Run `muster up`, or name a file with what `terraform output -json` printed "
+            "(--outputs, MUSTER_OUTPUTS).",
+        )
 
     @classmethod
     def read(cls, source: Path) -> Self:
@@ -91,8 +126,27 @@ class Outputs:
         return cls.parse(_json(text, str(source)), source=str(source))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the flat JSON form that `muster up --json` prints and `read` takes back."""
+        """Return the flat JSON form that `muster outputs --json` prints and `read` takes."""
         return dataclasses.asdict(self)
+
+    def environment(self) -> dict[str, str | None]:
+        """Return environment variables that point any AWS SDK here; None is a variable to unset.
+
+        Each output that is text becomes MUSTER_ and its name. A local stack adds its endpoint and test keys,
+        and hides the user's own AWS settings; AWS adds its region only, and the user's credentials apply.
+        """
+        values = {"AWS_REGION": self.region, "AWS_DEFAULT_REGION": self.region}
+        own = {
+            f"MUSTER_{name.upper()}": value
+            for name, value in self.to_dict().items()
+            if isinstance(value, str) and name not in ("region", "endpoint_url", "publisher_policy_json")
+        }
+        if self.endpoint_url is None:
+            return {**values, **own}
+        from muster.emulator import local_environment  # noqa: PLC0415 - only this form needs it
+
+        local = {**local_environment(self.endpoint_url), **values}
+        return {**local, "AWS_PROFILE": None, "AWS_SESSION_TOKEN": None, **own}
 
     def session(self) -> boto3.Session:
         """Return a boto3 session in this deployment's region.
@@ -132,4 +186,7 @@ def _json(text: str | bytes, source: str) -> object:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise OutputsError(f"{source} does not hold JSON: {error}.") from error
+        raise OutputsError(
+            f"{source} does not hold JSON: {error}.",
+            fix="Write it with `terraform output -json` or `muster outputs --json`.",
+        ) from error

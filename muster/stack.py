@@ -221,7 +221,7 @@ class Stack:
         except TerraformError as error:
             if status.process is None:
                 raise
-            self._progress.step(f"Going on to stop the emulator, although {error}")
+            self._progress.step(f"Going on to stop the emulator, although {error.message}")
 
     def _terraform(self, endpoint_url: str) -> Terraform:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}

@@ -12,7 +12,13 @@ locals {
   publisher_policy = {
     Version = "2012-10-17"
     Statement = [
-      for statement in local.broadcast_statements : merge(
+      for statement in concat(local.broadcast_statements, [
+        # Whether a request was accepted, before its broadcast ends.
+        {
+          actions   = ["states:GetExecutionHistory"]
+          resources = ["${replace(local.state_machine_arns.broadcast, ":stateMachine:", ":execution:")}:*"]
+        },
+        ]) : merge(
         { Effect = "Allow", Action = statement.actions, Resource = statement.resources },
         { for condition in [try(statement.conditions, null)] : "Condition" => condition if condition != null },
       )

@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError
 
 from functions.shared import messages
 from functions.shared.connections import MAX_ID_BYTES, id_problem
-from functions.shared.errors import Conflict, Fault, InvalidMessage, TooLarge
+from functions.shared.errors import Conflict, Fault, InvalidMessage, TooLarge, aws_code
 from functions.shared.settings import Roles
 from functions.shared.validation import listed, validate
 
@@ -91,7 +91,7 @@ class Starter:
                 stateMachineArn=self._state_machine_arn, name=name, input=messages.serialise(request)
             )
         except ClientError as error:
-            if error.response["Error"]["Code"] != "ExecutionAlreadyExists":
+            if aws_code(error) != "ExecutionAlreadyExists":
                 raise
             execution = self._describe(name)
             first = json.loads(execution["input"])

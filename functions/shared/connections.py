@@ -10,7 +10,7 @@ from zlib import crc32
 
 from botocore.exceptions import ClientError
 
-from functions.shared.errors import UnknownConnection, UserRefused
+from functions.shared.errors import UnknownConnection, UserRefused, aws_code
 from functions.shared.telemetry import logger
 
 Item = dict[str, dict[str, Any]]
@@ -180,7 +180,7 @@ class Connections:
                 ReturnValues="ALL_NEW",
             )
         except ClientError as error:
-            if error.response["Error"]["Code"] == "ConditionalCheckFailedException":
+            if aws_code(error) == "ConditionalCheckFailedException":
                 raise UnknownConnection from None
             raise
         return _connection(connection_id, answer["Attributes"])

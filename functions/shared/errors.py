@@ -161,6 +161,15 @@ def reply(error: Exception, reply_to: str | None) -> dict[str, Any]:
     return message
 
 
+def aws_code(error: Exception) -> str:
+    """The code of an error that AWS answered with; empty for one of the way there, such as a time-out.
+
+    An answer may hold no code, and botocore's time-outs have a `response` that is None.
+    """
+    response = getattr(error, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
 def misrouted() -> dict[str, Any]:
     """Answer a frame whose action is `$connect` or `$disconnect`: a message, not the event it names."""
     refusal = UnknownAction(faults=[Fault("/action", "is reserved", "use one of the documented actions")])

@@ -16,6 +16,8 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from functions.shared.errors import aws_code
+
 PUBLISH_BATCH_ENTRIES = 10
 PUBLISH_BATCH_BYTES = 250_000
 """A PublishBatch takes 10 messages and 256 KiB in all [SNS PublishBatch]; the rest is room for attributes."""
@@ -126,7 +128,7 @@ class Handover:
                 ExpressionAttributeValues={":claim": {"S": claim}},
             )
         except ClientError as error:
-            if error.response["Error"]["Code"] == "ConditionalCheckFailedException":
+            if aws_code(error) == "ConditionalCheckFailedException":
                 return False
             raise
         return True

@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from botocore.exceptions import BotoCoreError, ClientError
 from rich.table import Table
 from rich.text import Text
 
 from muster.broadcaster import Broadcaster, Execution, MessageType, Offline, Receipt
 from muster.cli.console import echo_json, stderr, stdout
-from muster.cli.options import OutputsOption, StateDirOption, resolve_outputs, seconds, url
+from muster.cli.options import JsonOption, OutputsOption, StateDirOption, resolve_outputs, seconds, url
 from muster.client import Client, Refused
 from muster.errors import MusterError
 from muster.faults import unserialisable
+from muster.outputs import Outputs
+from muster.people import unknown_in
 from muster.tokens import DEFAULT_LIFETIME, TokenIssuer, issue_token
 
 app = typer.Typer()
@@ -108,12 +111,13 @@ TargetOption = Annotated[
     ),
 ]
 PayloadOption = Annotated[
-    JsonObject,
+    JsonObject | None,
     typer.Option(
         "--payload",
         metavar="JSON|@FILE|-",
         parser=json_object,
         help="What recipients get: a JSON object, a file with one, or standard input.",
+        show_default=False,
     ),
 ]
 
@@ -216,7 +220,11 @@ def send(
 @app.command()
 def broadcast(
     to: TargetOption,
-    payload: PayloadOption,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Short for --payload '{\"text\": TEXT}'.", metavar="TEXT", show_default=False),
+    ] = None,
+    payload: PayloadOption = None,
     type: Annotated[MessageType, typer.Option("--type", help="What kind of message it is.")] = "broadcast",
     shelter_id: Annotated[
         str | None,
@@ -237,9 +245,9 @@ def broadcast(
     ] = "fallback",
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the receipt and show it.")] = False,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", parser=seconds, help="How long --wait waits.")
+        float, typer.Option(metavar="SECONDS", parser=seconds, help="How long to wait.")
     ] = 120.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+    as_json: JsonOption = False,
     state_machine_arn: Annotated[
         str | None,
         typer.Option(metavar="ARN", help="The broadcast state machine to start.", show_default=False),
@@ -247,26 +255,40 @@ def broadcast(
     outputs: OutputsOption = None,
     state_dir: StateDirOption = None,
 ) -> None:
-    """Start a broadcast; with --wait, show what became of it.
+    """Start a broadcast, and wait until it is accepted; with --wait, until everybody is reached.
 
-    Prints the execution's ARN, and with --wait the receipt instead.
+    Prints the execution's ARN, and with --wait the receipt instead. Warns of an unknown shelter or user and
+    of a role without active users. Exits with 1 when the broadcast is refused or fails.
     """
     if (type == "shelter_update") != (shelter_id is not None):
         raise typer.BadParameter("a shelter_update needs --shelter-id, and the other types take none.")
+    if (text is None) == (payload is None):
+        raise typer.BadParameter("say what to send: either --text, or --payload.")
     target = parse_target(to)
-    broadcaster = (
-        Broadcaster(state_machine_arn)
-        if state_machine_arn
-        else Broadcaster.from_outputs(resolve_outputs(outputs, state_dir))
-    )
+    deployment = None if state_machine_arn else resolve_outputs(outputs, state_dir)
+    broadcaster = Broadcaster.from_outputs(deployment) if deployment else Broadcaster(str(state_machine_arn))
     execution = broadcaster.start(
-        type, target, payload, offline=offline, shelter_id=shelter_id, sender=SENDER, name=name
+        type,
+        target,
+        {"text": text} if payload is None else payload,
+        offline=offline,
+        shelter_id=shelter_id,
+        sender=SENDER,
+        name=name,
     )
     if execution.already_started:
         stderr.print(f"The broadcast {execution.name} had been started before; nothing new was sent.")
     receipt = _wait(broadcaster, execution, timeout) if wait else None
+    if not wait:
+        broadcaster.wait_accepted(execution, timeout)
+    warnings = _warnings(deployment, target, shelter_id)
+    for warning in warnings or ():
+        stderr.print("Warning:", style="yellow", end=" ")
+        stderr.print(warning)
     if as_json:
-        described = {"execution": execution.arn, "alreadyStarted": execution.already_started}
+        described: dict[str, Any] = {"execution": execution.arn, "alreadyStarted": execution.already_started}
+        if warnings is not None:
+            described["warnings"] = warnings
         echo_json(described | ({"receipt": receipt.to_dict()} if receipt else {}))
     elif receipt:
         stdout.print(_receipt_table(receipt, execution))
@@ -318,6 +340,18 @@ def _wait(broadcaster: Broadcaster, execution: Execution, timeout: float) -> Rec
         return broadcaster.wait(
             execution, timeout, on_poll=lambda waited: status.update(Text(f"Broadcasting... {waited:.1f} s"))
         )
+
+
+def _warnings(
+    deployment: Outputs | None, target: Mapping[str, Any], shelter_id: str | None
+) -> list[str] | None:
+    """Return what of a target is unknown; None if the caller may not read the tables."""
+    if deployment is None:
+        return None
+    try:
+        return unknown_in(deployment, target, shelter_id)
+    except (BotoCoreError, ClientError):
+        return None
 
 
 def _receipt_table(receipt: Receipt, execution: Execution) -> Table:

@@ -9,9 +9,7 @@ from urllib.parse import urlsplit
 import typer
 from typer.core import TyperCommand
 
-from muster.errors import OutputsError
 from muster.outputs import Outputs
-from muster.stack import Stack
 
 
 class Command(TyperCommand):
@@ -65,11 +63,13 @@ OutputsOption = Annotated[
         "--outputs",
         envvar="MUSTER_OUTPUTS",
         metavar="FILE",
-        help="Terraform outputs of the stack to use: a `terraform output -json` file, - for standard input, "
-        "or a Terraform directory. Default: the local stack.",
+        help="Outputs of the deployment to use: a file from `terraform output -json` or "
+        "`muster outputs --json`, - for standard input, or a Terraform directory. Default: the local stack.",
         show_default=False,
     ),
 ]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
 
 StateDirOption = Annotated[
     Path | None,
@@ -86,17 +86,4 @@ StateDirOption = Annotated[
 
 def resolve_outputs(outputs: Path | None, state_dir: Path | None = None) -> Outputs:
     """Return the outputs that `--outputs` names, else the running local stack's, else raise OutputsError."""
-    if outputs is not None:
-        return Outputs.read(outputs)
-    local = Stack(state_dir).status()
-    if local.outputs is not None:
-        return local.outputs
-    if local.phase == "ready":
-        raise OutputsError(
-            "The local stack was brought up by another version of Muster.",
-            fix="Run `muster up`, which brings it up to date.",
-        )
-    raise OutputsError(
-        "There is no stack to talk to: the local one is not up and no outputs were given.",
-        fix="Run `muster up`, or pass --outputs with what `terraform output -json` printed.",
-    )
+    return Outputs.find(outputs, state_dir=state_dir)

@@ -9,13 +9,11 @@ from rich.table import Column, Table
 
 from muster import bundle
 from muster.cli.console import echo_json, progress, stdout
-from muster.cli.options import StateDirOption, url
+from muster.cli.options import JsonOption, StateDirOption, url
 from muster.stack import DEFAULT_PORT, Stack
 from muster.terraform import become
 
 app = typer.Typer()
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
 
 
 @app.command()

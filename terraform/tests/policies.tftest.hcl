@@ -284,9 +284,10 @@ run "publisher" {
       Statement = [
         { Effect = "Allow", Action = ["states:StartExecution"], Resource = ["arn:aws:states:eu-west-1:123456789012:stateMachine:muster-broadcast"] },
         { Effect = "Allow", Action = ["states:DescribeExecution"], Resource = ["arn:aws:states:eu-west-1:123456789012:execution:muster-broadcast:*"] },
+        { Effect = "Allow", Action = ["states:GetExecutionHistory"], Resource = ["arn:aws:states:eu-west-1:123456789012:execution:muster-broadcast:*"] },
       ]
     }
-    error_message = "A publisher starts broadcasts and describes their executions."
+    error_message = "A publisher starts broadcasts, describes their executions and reads their histories."
   }
 }
 

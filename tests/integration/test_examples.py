@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from muster import Stack, emulator, repository
+from muster import Stack, repository
 from muster.bundle import host_architecture
 from muster.terraform import Terraform
 from tests.deployment import Deployment
@@ -31,15 +31,16 @@ def people(deployment: Deployment) -> Iterator[None]:
 
 @pytest.mark.usefixtures("people")
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_plans_only_additions(example: str, stack: Stack, tmp_path: Path) -> None:
+def test_plans_only_additions(example: str, stack: Stack, deployment: Deployment, tmp_path: Path) -> None:
     folder = copy_of(example, tmp_path)
     shutil.copytree(stack.state_dir / "bundle", tmp_path / "build")
     # The one thing changed: the bundle at hand is for this machine.
     override = {"module": {"muster": {"lambda_architecture": host_architecture()}}}
     (folder / "test_override.tf.json").write_text(json.dumps(override))
-    endpoint_url = stack.status().require_endpoint()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "TF_"))}
-    terraform = Terraform(folder, environment={**kept, **emulator.local_environment(endpoint_url)})
+    # As `eval "$(muster env)"` sets them.
+    set_ = {name: value for name, value in deployment.outputs.environment().items() if value is not None}
+    terraform = Terraform(folder, environment={**kept, **set_})
     terraform.find_provider(repository.cache_dir())
     terraform.init()
 

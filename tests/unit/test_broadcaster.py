@@ -1,9 +1,11 @@
 """The broadcast starter against a stand-in for Step Functions."""
 
 import json
+import logging
 import random
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -25,7 +27,10 @@ from muster.broadcaster import (
     InvalidName,
     InvalidRequest,
     Receipt,
+    UnknownBroadcast,
 )
+from muster.outputs import Outputs
+from tests.unit.test_outputs import FLAT
 
 MACHINE = "arn:aws:states:eu-central-1:000000000000:stateMachine:muster-broadcast"
 EXECUTION = "arn:aws:states:eu-central-1:000000000000:execution:muster-broadcast"
@@ -179,6 +184,20 @@ def test_a_repeated_name_with_the_same_request_gives_the_first_execution(
 ) -> None:
     add_started_before(states, REQUEST)
     assert start(broadcaster, name="flood-17") == Execution(f"{EXECUTION}:flood-17", already_started=True)
+
+
+@pytest.mark.parametrize("error", ["InvalidBroadcast", "Conflict"])
+def test_the_name_of_a_refused_request_says_that_a_corrected_one_needs_another(
+    states: Stubber, broadcaster: Broadcaster, error: str
+) -> None:
+    states.add_client_error("start_execution", "ExecutionAlreadyExists")
+    states.add_response(
+        "describe_execution",
+        described("FAILED", error=error, cause="{}", input=json.dumps(REQUEST | {"target": {}})),
+    )
+    with pytest.raises(IdempotencyConflict, match="refused; nothing of it was sent") as conflict:
+        start(broadcaster, name="flood-17")
+    assert "new name for the corrected request" in (conflict.value.fix or "")
 
 
 def test_a_repeated_name_with_another_request_is_a_conflict_that_says_where(
@@ -357,7 +376,7 @@ def test_an_execution_that_is_not_visible_yet_is_waited_for(
 
 
 def test_an_execution_that_stays_unknown_is_an_error(clock: Clock) -> None:
-    with pytest.raises(BroadcastError, match="ExecutionDoesNotExist"):
+    with pytest.raises(UnknownBroadcast, match=f"no broadcast {EXECUTION}"):
         Broadcaster(MACHINE, Failing("ExecutionDoesNotExist")).wait(Execution(EXECUTION), 60)
     assert broadcaster_module.CONSISTENCY_SECONDS <= clock.now < broadcaster_module.CONSISTENCY_SECONDS + 1
 
@@ -502,6 +521,84 @@ def test_any_other_end_carries_error_cause_and_execution(
     assert failed.value.execution.arn == EXECUTION
 
 
+def history(*states_entered: str) -> dict[str, Any]:
+    return {
+        "events": [
+            {
+                "timestamp": STARTED,
+                "type": "TaskStateEntered",
+                "id": number,
+                "stateEnteredEventDetails": {"name": name},
+            }
+            for number, name in enumerate(states_entered, 1)
+        ]
+    }
+
+
+class TestAcceptance:
+    """What `wait_accepted` takes for a sign."""
+
+    def test_a_broadcast_that_records_is_accepted_while_it_runs(
+        self, states: Stubber, broadcaster: Broadcaster
+    ) -> None:
+        for entered in (("Accept",), ("Accept", "Accepted?", "Claim"), ("Accept", "Claim", "Record")):
+            states.add_response("describe_execution", described("RUNNING"))
+            states.add_response("get_execution_history", history(*entered))
+        broadcaster.wait_accepted(Execution(EXECUTION), 60)
+
+    def test_one_that_has_ended_needs_no_history(self, states: Stubber, broadcaster: Broadcaster) -> None:
+        states.add_response("describe_execution", described("SUCCEEDED", output="{}"))
+        broadcaster.wait_accepted(Execution(EXECUTION), 60)
+
+    def test_a_refusal_lists_its_faults(self, states: Stubber, broadcaster: Broadcaster) -> None:
+        faults = [{"pointer": "/target", "problem": "is missing", "fix": "add target"}]
+        states.add_response("describe_execution", described("RUNNING"))
+        states.add_response("get_execution_history", history("Accept"))
+        failure = described("FAILED", error="InvalidBroadcast", cause=json.dumps({"faults": faults}))
+        states.add_response("describe_execution", failure)
+        with pytest.raises(InvalidBroadcast, match="/target is missing: add target"):
+            broadcaster.wait_accepted(Execution(EXECUTION), 60)
+
+    @pytest.mark.parametrize("code", ["AccessDeniedException", "ThrottlingException"])
+    def test_without_a_history_the_end_tells(
+        self, states: Stubber, broadcaster: Broadcaster, code: str
+    ) -> None:
+        states.add_response("describe_execution", described("RUNNING"))
+        states.add_client_error("get_execution_history", code)
+        states.add_response("describe_execution", described("SUCCEEDED", output="{}"))
+        broadcaster.wait_accepted(Execution(EXECUTION), 60)
+
+    def test_silence_is_a_timeout(self, states: Stubber, broadcaster: Broadcaster) -> None:
+        states.add_response("describe_execution", described("RUNNING"))
+        states.add_response("get_execution_history", history("Accept"))
+        with pytest.raises(BroadcastTimeout, match="sign of acceptance"):
+            broadcaster.wait_accepted(Execution(EXECUTION), 0)
+
+
+def test_a_logged_error_holds_its_faults_once(
+    caplog: pytest.LogCaptureFixture, states: Stubber, broadcaster: Broadcaster
+) -> None:
+    faults = [{"pointer": "/target", "problem": "is missing", "fix": "add target"}]
+    failure = described("FAILED", error="InvalidBroadcast", cause=json.dumps({"faults": faults}))
+    states.add_response("describe_execution", failure)
+    try:
+        broadcaster.wait(Execution(EXECUTION), 10)
+    except InvalidBroadcast:
+        logging.getLogger(__name__).exception("the alert failed")
+    assert caplog.text.count("/target is missing: add target") == 1
+
+
+def test_from_outputs_takes_outputs_a_file_or_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "outputs.json"
+    path.write_text(json.dumps(FLAT))
+    monkeypatch.setenv("MUSTER_OUTPUTS", str(path))
+    for outputs in (Outputs.read(path), path, str(path), None):
+        made = Broadcaster.from_outputs(outputs)
+        assert made.execution("x").arn.endswith(":execution:muster-broadcast:x")
+
+
 def test_no_receipt_in_time_is_a_timeout(states: Stubber, broadcaster: Broadcaster) -> None:
     states.add_response("describe_execution", described("RUNNING"))
     with pytest.raises(BroadcastTimeout) as late:
@@ -523,9 +620,13 @@ def test_without_a_client_it_uses_the_region_of_the_state_machine(monkeypatch: p
         "muster-broadcast",
         "arn:aws:lambda:eu-central-1:123456789012:function:muster-accept",
         MACHINE.replace(":stateMachine:", ":execution:"),
+        MACHINE.replace("-broadcast", "-fanout"),
+        MACHINE.replace("muster-broadcast", f"{'m' * 71}-broadcast"),
+        None,
+        17,
     ],
 )
-def test_what_is_no_state_machine_is_refused_with_what_to_use(arn: str) -> None:
-    with pytest.raises(BroadcastError, match="is not the ARN of a state machine") as refused:
+def test_what_is_no_broadcast_machine_is_refused_with_what_to_use(arn: Any) -> None:
+    with pytest.raises(BroadcastError, match="is not the ARN of a broadcast state machine") as refused:
         Broadcaster(arn)
     assert "broadcast_state_machine_arn" in (refused.value.fix or "")

@@ -1,12 +1,14 @@
 """The `muster` command as a whole: what it offers, and how it fails."""
 
 import errno
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,73 @@ def test_help_lists_every_command_in_reading_order(
 ) -> None:
     assert run(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
-    commands = ["up", "down", "status", "build", "terraform", "token", "listen", "send", "broadcast", "demo"]
+    commands = ["up", "down", "status", "build", "terraform", "outputs", "env", "users"]
+    commands += ["token", "listen", "send", "broadcast", "demo"]
     places = [shown.index(f"│ {command} ") for command in commands]
     assert places == sorted(places)
+
+
+def test_h_is_help_everywhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ((), *((name,) for name in COMMANDS if name != "terraform")):
+        assert run(monkeypatch, *command, "-h") == 0
+        assert "Usage: " in capsys.readouterr().out
+
+
+def test_version_is_that_of_the_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"muster {version('muster')}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_the_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shell: str
+) -> None:
+    assert run(monkeypatch, "--show-completion", shell) == 0
+    assert "muster" in capsys.readouterr().out
+
+
+class TestDeployment:
+    """`outputs` and `env` print what others take."""
+
+    @pytest.fixture
+    def local(self, tmp_path: Path) -> Path:
+        path = tmp_path / "outputs.json"
+        path.write_text(json.dumps({**FLAT, "endpoint_url": "http://127.0.0.1:4566", "jwt_issuer": "a 'b'"}))
+        return path
+
+    def test_outputs_prints_what_it_takes(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], local: Path
+    ) -> None:
+        assert run(monkeypatch, "outputs", "--json", "--outputs", str(local)) == 0
+        monkeypatch.setattr("sys.stdin", io.StringIO(capsys.readouterr().out))
+        assert run(monkeypatch, "outputs", "--outputs", "-") == 0
+        assert "websocket_url = wss://a1b2c3d4." in capsys.readouterr().out
+
+    def test_env_is_what_a_shell_takes(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], local: Path
+    ) -> None:
+        assert run(monkeypatch, "env", "--outputs", str(local)) == 0
+        script = capsys.readouterr().out + "env -0"
+        before = {"PATH": os.environ["PATH"], "AWS_PROFILE": "mine", "AWS_SESSION_TOKEN": "mine"}
+        shell = subprocess.run(["sh", "-c", script], env=before, capture_output=True, text=True, check=True)
+        after = dict(entry.split("=", 1) for entry in shell.stdout.strip("\0").split("\0"))
+        assert after["AWS_ENDPOINT_URL"] == "http://127.0.0.1:4566"
+        assert (after["AWS_ACCESS_KEY_ID"], after["AWS_REGION"]) == ("test", "eu-west-1")
+        assert after["MUSTER_JWT_ISSUER"] == "a 'b'"
+        assert after["MUSTER_BROADCAST_STATE_MACHINE_ARN"] == FLAT["broadcast_state_machine_arn"]
+        assert not {"AWS_PROFILE", "AWS_SESSION_TOKEN"} & after.keys()
+
+    def test_env_of_aws_leaves_credentials_and_endpoints_alone(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "outputs.json"
+        path.write_text(json.dumps(FLAT))
+        assert run(monkeypatch, "env", "--json", "--outputs", str(path)) == 0
+        variables = json.loads(capsys.readouterr().out)
+        aws = {name for name in variables if name.startswith("AWS_")}
+        assert aws == {"AWS_REGION", "AWS_DEFAULT_REGION"}
 
 
 def test_errors_are_a_sentence_and_a_fix_on_stderr_without_a_trace(
@@ -186,8 +252,41 @@ class TestUsage:
         monkeypatch.setattr(messaging, "Client", None)
         assert run(monkeypatch, *arguments) == 2
         err = capsys.readouterr().err
-        assert f"Invalid value for '{arguments[-2 if arguments[-1] != '{}' else -3]}'" in err
+        assert err.startswith(f"Error: {arguments[-2 if arguments[-1] != '{}' else -3]}: ")
+        assert f"\nFix: See `muster {arguments[0]} --help`." in err
         assert "hush" not in err
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (["up", "--port", "x"], "--port: write a whole number."),
+            (["up", "--port", "70000"], "--port: write 65535 or less."),
+            (["token", "ada", "--ttl", "0"], "--ttl: write 1 or more."),
+            (["listen", "--timeout", "soon"], "--timeout: write a number of seconds, 0 or more."),
+            (["up", "--qq"], "There is no option --qq."),
+            (["build", "--runtim", "x"], "There is no option --runtim. Did you mean --runtime?"),
+            (["nothing"], "There is no command nothing."),
+            (["broadcast"], "--to is missing."),
+            (["broadcast", "--to"], "--to needs a value."),
+            (["broadcast", "--to", "all"], "say what to send: either --text, or --payload."),
+            (["token"], "USER_ID is missing."),
+            (["status", "more"], "There are too many arguments: more."),
+            (["status", "--json=1"], "--json takes no value."),
+            (["build", "--arch", "mips"], "--arch: mips is none of 'arm64', 'x86_64'."),
+            (["status", "--state-dir", __file__], f"--state-dir: {__file__} is a file."),
+        ],
+    )
+    def test_it_is_a_sentence_of_ours(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        arguments: list[str],
+        sentence: str,
+    ) -> None:
+        assert run(monkeypatch, *arguments) == 2
+        err = capsys.readouterr().err.splitlines()
+        assert err[0] == f"Error: {sentence}"
+        assert err[1].startswith("Fix: See `muster ")
 
 
 class TestFiles:

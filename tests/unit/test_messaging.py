@@ -9,15 +9,17 @@ from typing import Any, ClassVar, Self
 
 import pytest
 import typer
+from botocore.exceptions import ClientError
 from typer.testing import CliRunner, Result
 
-from muster.broadcaster import Broadcaster, Execution, Receipt
+from muster.broadcaster import Broadcaster, Execution, InvalidBroadcast, Receipt
 from muster.cli import messaging
 from muster.cli.console import echo_json
 from muster.cli.messaging import app, json_object, parse_target
 from muster.client import Refused
 from muster.errors import MusterError
 from tests.unit.test_broadcaster import EXECUTION, MACHINE, RECEIPT
+from tests.unit.test_outputs import FLAT
 
 
 class FakeClient:
@@ -192,6 +194,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(Broadcaster, "__init__", lambda _self, arn: None)
     monkeypatch.setattr(Broadcaster, "start", start)
+    monkeypatch.setattr(Broadcaster, "wait_accepted", lambda *_args: None)
     monkeypatch.setattr(Broadcaster, "wait", lambda *_args, **_options: Receipt.parse(RECEIPT))
     return calls
 
@@ -257,3 +260,51 @@ def test_a_shelter_update_and_only_that_names_its_shelter(
 ) -> None:
     assert broadcast("--to", "all", "--payload", "{}", *options).exit_code == 2
     assert started == []
+
+
+@pytest.mark.usefixtures("started")
+def test_broadcast_without_wait_fails_when_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cause = json.dumps({"faults": [{"pointer": "/target", "problem": "is empty", "fix": "name somebody"}]})
+
+    def refuse(*_arguments: object) -> None:
+        raise InvalidBroadcast(Execution(EXECUTION), cause)
+
+    monkeypatch.setattr(Broadcaster, "wait_accepted", refuse)
+    result = broadcast("--to", "all", "--text", "hi")
+    assert isinstance(result.exception, InvalidBroadcast)
+    assert result.stdout == ""
+
+
+def test_text_is_short_for_a_payload(started: list[dict[str, Any]]) -> None:
+    assert broadcast("--to", "all", "--text", "Water").exit_code == 0
+    assert started[0]["payload"] == {"text": "Water"}
+    assert broadcast("--to", "all", "--text", "Water", "--payload", "{}").exit_code == 2
+    assert len(started) == 1
+
+
+@pytest.mark.usefixtures("started")
+def test_what_is_unknown_of_a_target_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "outputs.json"
+    path.write_text(json.dumps(FLAT))
+    monkeypatch.setattr(Broadcaster, "from_outputs", lambda _outputs: object.__new__(Broadcaster))
+    monkeypatch.setattr(messaging, "unknown_in", lambda *_arguments: ["The shelter 'x' is unknown."])
+    result = invoke("broadcast", "--to", "shelter:x", "--text", "hi", "--json", "--outputs", str(path))
+    assert result.exit_code == 0
+    assert "Warning: The shelter 'x' is unknown." in result.stderr
+    assert json.loads(result.stdout)["warnings"] == ["The shelter 'x' is unknown."]
+
+
+@pytest.mark.usefixtures("started")
+def test_tables_that_may_not_be_read_cost_no_broadcast(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise ClientError({"Error": {"Code": "AccessDeniedException"}}, "Scan")
+
+    path = tmp_path / "outputs.json"
+    path.write_text(json.dumps(FLAT))
+    monkeypatch.setattr(Broadcaster, "from_outputs", lambda _outputs: object.__new__(Broadcaster))
+    monkeypatch.setattr(messaging, "unknown_in", refuse)
+    result = invoke("broadcast", "--to", "shelter:x", "--text", "hi", "--json", "--outputs", str(path))
+    assert result.exit_code == 0
+    assert "warnings" not in json.loads(result.stdout)

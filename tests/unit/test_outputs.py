@@ -41,6 +41,15 @@ class TestReading:
         assert Outputs.read(path) == outputs
         assert outputs.log_groups == {"connect": "/aws/lambda/muster-connect"}
 
+    def test_a_status_holds_outputs(self) -> None:
+        status = {"phase": "ready", "endpoint_url": "http://127.0.0.1:4566", "outputs": LOCAL.to_dict()}
+        assert Outputs.parse(status, source="test") == LOCAL
+
+    def test_the_status_of_a_stack_that_is_down_says_so(self) -> None:
+        with pytest.raises(OutputsError, match="not up") as caught:
+            Outputs.parse({"phase": "down", "outputs": None}, source="test")
+        assert "muster up" in str(caught.value.fix)
+
     def test_the_endpoint_of_a_local_stack_survives_a_round_trip(self) -> None:
         assert Outputs.parse(LOCAL.to_dict(), source="test").endpoint_url == "http://127.0.0.1:4566"
 
@@ -54,7 +63,7 @@ class TestReading:
 
     def test_one_error_names_everything_missing(self) -> None:
         partial = {name: value for name, value in FLAT.items() if name not in {"region", "users_table"}}
-        with pytest.raises(OutputsError, match=r"^outputs\.json lacks .*: region, users_table\.$"):
+        with pytest.raises(OutputsError, match=r"^outputs\.json lacks .*: region, users_table\.\n"):
             Outputs.parse(partial, source="outputs.json")
 
     @pytest.mark.parametrize("text", ["", "not json", "[]", '"text"'])
@@ -101,6 +110,12 @@ class TestSelection:
         path = tmp_path / "outputs.json"
         path.write_text(json.dumps(NESTED))
         assert resolve_outputs(path, tmp_path / "no-stack").region == "eu-west-1"
+
+    def test_the_environment_names_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "outputs.json"
+        path.write_text(json.dumps(NESTED))
+        monkeypatch.setenv("MUSTER_OUTPUTS", str(path))
+        assert Outputs.find(state_dir=tmp_path / "no-stack").region == "eu-west-1"
 
     def test_without_any_stack_the_error_says_both_ways_out(self, tmp_path: Path) -> None:
         with pytest.raises(OutputsError, match="no stack to talk to") as caught:

@@ -56,7 +56,7 @@ class TestBinary:
     ) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(
-            TerraformError, match=r"^Terraform is not installed, or not on the PATH\.$"
+            TerraformError, match=r"^Terraform is not installed, or not on the PATH\.\n"
         ) as caught:
             terraform.find_binary()
         assert "https://developer.hashicorp.com/terraform/install" in str(caught.value.fix)

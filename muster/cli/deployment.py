@@ -1,0 +1,69 @@
+"""`muster outputs`, `env` and `users`: what a deployment offers, and to whom."""
+
+import dataclasses
+import shlex
+from itertools import islice
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from muster.cli.console import echo_json, stderr, stdout
+from muster.cli.options import JsonOption, OutputsOption, StateDirOption, resolve_outputs
+from muster.people import people
+
+app = typer.Typer()
+
+
+@app.command()
+def outputs(
+    outputs: OutputsOption = None, state_dir: StateDirOption = None, as_json: JsonOption = False
+) -> None:
+    """Print the outputs of a deployment.
+
+    Every --outputs takes what --json prints.
+    """
+    values = resolve_outputs(outputs, state_dir).to_dict()
+    if as_json:
+        echo_json(values, indent=2)
+        return
+    for name, value in values.items():
+        if isinstance(value, str):
+            typer.echo(f"{name} = {value}")
+
+
+@app.command()
+def env(outputs: OutputsOption = None, state_dir: StateDirOption = None, as_json: JsonOption = False) -> None:
+    """Print shell commands that point any AWS SDK to a deployment: eval "$(muster env)".
+
+    Each output becomes a variable, such as MUSTER_WEBSOCKET_URL. The local stack adds its endpoint and test
+    keys; AWS adds its region, and your own credentials apply. In --json, null is a variable to unset.
+    """
+    variables = resolve_outputs(outputs, state_dir).environment()
+    if as_json:
+        echo_json(variables, indent=2)
+        return
+    for name, value in variables.items():
+        typer.echo(f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}")
+
+
+@app.command()
+def users(
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many.")] = 100,
+    outputs: OutputsOption = None,
+    state_dir: StateDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the users of a deployment: who may connect, and who is connected."""
+    found = list(islice(people(resolve_outputs(outputs, state_dir)), limit + 1))
+    shown = sorted(found[:limit], key=lambda person: person.id)
+    if as_json:
+        echo_json([dataclasses.asdict(person) for person in shown], indent=2)
+    else:
+        table = Table("id", "role", "shelter", "active", "connected", box=None, pad_edge=False)
+        for person in shown:
+            flags = ("yes" if flag else "no" for flag in (person.active, person.connected))
+            table.add_row(person.id, person.role or "-", person.shelter or "-", *flags)
+        stdout.print(table)
+    if len(found) > limit:
+        stderr.print(f"There are more than {limit} users: see --limit.")
