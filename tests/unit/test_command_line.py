@@ -40,7 +40,19 @@ def test_help_lists_every_command_in_reading_order(
 ) -> None:
     assert run(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
-    commands = ["up", "down", "status", "build", "terraform", "token", "listen", "send", "broadcast", "demo"]
+    commands = [
+        "up",
+        "down",
+        "status",
+        "build",
+        "terraform",
+        "logs",
+        "token",
+        "listen",
+        "send",
+        "broadcast",
+        "demo",
+    ]
     places = [shown.index(f"│ {command} ") for command in commands]
     assert places == sorted(places)
 
