@@ -183,6 +183,42 @@ class Stack:
         """Return what Terraform would change in the running stack: nothing, right after `up`."""
         return self._terraform(self.status().require_endpoint()).plan(self._var_file)
 
+    def machine_variables(self) -> dict[str, dict[str, Any]]:
+        """Return the variables with which Terraform renders each state machine of the running stack."""
+        terraform = self._terraform(self.status().require_endpoint())
+        variables: dict[str, dict[str, Any]] = terraform.console(
+            "{ for name, machine in local.state_machines : name => machine.variables }", self._var_file
+        )
+        return variables
+
+    def update_functions(self) -> None:
+        """Give the running functions the checkout's code, and nothing else."""
+        with self._locked():
+            outputs = self._require_outputs()
+            archive = bundle.build_local(self.state_dir / "bundle").functions.read_bytes()
+            functions = outputs.client("lambda")
+            for name in outputs.function_names.values():
+                functions.update_function_code(FunctionName=name, ZipFile=archive)
+
+    def update_machine(self, name: str, definition: str) -> None:
+        """Give a running state machine ("broadcast" or "fanout") a definition."""
+        with self._locked():
+            outputs = self._require_outputs()
+            machines = {
+                "broadcast": outputs.broadcast_state_machine_arn,
+                "fanout": outputs.fanout_state_machine_arn,
+            }
+            outputs.client("stepfunctions").update_state_machine(
+                stateMachineArn=machines[name], definition=definition
+            )
+
+    def _require_outputs(self) -> Outputs:
+        status = self.status()
+        status.require_endpoint()
+        if status.outputs is None:
+            raise StackError("The local stack is not ready.", fix="Run `muster up`.")
+        return status.outputs
+
     def _begin(self, stall_seconds: float) -> Outputs:
         """Start an emulator and deploy to it; when that fails, leave nothing of it but its logs."""
         try:

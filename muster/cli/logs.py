@@ -112,7 +112,8 @@ def read(outputs: Outputs, groups: Mapping[str, str], began: int, *, follow: boo
         asked = int(time.time() * 1000)
         found = [event for name, group in groups.items() for event in _filter(client, name, group, began)]
         for event in sorted(found, key=lambda event: event["timestamp"]):
-            key = event["logStreamName"], event["eventId"]
+            # The emulator gives no ids to what functions print.
+            key = event["logStreamName"], event.get("eventId") or f"{event['timestamp']} {event['message']}"
             if key not in seen:
                 seen[key] = event["timestamp"]
                 yield event
