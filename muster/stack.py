@@ -54,7 +54,7 @@ _CONTENTS = (
 )
 # How long Terraform may make no progress. With both, a start that stalls twice ends within three minutes.
 _STALL_SECONDS = 60.0
-_SECOND_STALL_SECONDS = 40.0
+_SECOND_STALL_SECONDS = 25.0
 # Fewer at once than on AWS, where Lambdas do not share the cores of one machine.
 _SMALL_SCALE: Mapping[str, Any] = {"audience_shards": 2, "partition_concurrency": 2, "batch_concurrency": 2}
 # The module and what it reads beside it, without what the user keeps there for AWS.
@@ -183,13 +183,17 @@ class Stack:
         """Return what Terraform would change in the running stack: nothing, right after `up`."""
         return self._terraform(self.status().require_endpoint()).plan(self._var_file)
 
-    def machine_variables(self) -> dict[str, dict[str, Any]]:
-        """Return the variables with which Terraform renders each state machine of the running stack."""
-        terraform = self._terraform(self.status().require_endpoint())
-        variables: dict[str, dict[str, Any]] = terraform.console(
-            "{ for name, machine in local.state_machines : name => machine.variables }", self._var_file
-        )
-        return variables
+    def machines(self) -> dict[str, tuple[str, str]]:
+        """Return the template and the definition of each running state machine, as last deployed."""
+        machines = self._require_outputs().client("stepfunctions")
+        folder = self.state_dir / "source" / "statemachines"
+        return {
+            name: (
+                (folder / f"{name}.asl.json").read_text(),
+                machines.describe_state_machine(stateMachineArn=arn)["definition"],
+            )
+            for name, arn in self._machine_arns().items()
+        }
 
     def update_functions(self) -> None:
         """Give the running functions the checkout's code, and nothing else."""
@@ -203,14 +207,15 @@ class Stack:
     def update_machine(self, name: str, definition: str) -> None:
         """Give a running state machine ("broadcast" or "fanout") a definition."""
         with self._locked():
-            outputs = self._require_outputs()
-            machines = {
-                "broadcast": outputs.broadcast_state_machine_arn,
-                "fanout": outputs.fanout_state_machine_arn,
-            }
-            outputs.client("stepfunctions").update_state_machine(
-                stateMachineArn=machines[name], definition=definition
-            )
+            machines = self._require_outputs().client("stepfunctions")
+            machines.update_state_machine(stateMachineArn=self._machine_arns()[name], definition=definition)
+
+    def _machine_arns(self) -> dict[str, str]:
+        outputs = self._require_outputs()
+        return {
+            "broadcast": outputs.broadcast_state_machine_arn,
+            "fanout": outputs.fanout_state_machine_arn,
+        }
 
     def _require_outputs(self) -> Outputs:
         status = self.status()
@@ -227,7 +232,7 @@ class Stack:
             failed = self._read()
             if failed.process:
                 self._progress.step("Stopping the emulator again")
-                self._stop_and_clean(failed, keep=(_LOG, _FUNCTION_LOGS))
+                self._stop_and_clean(failed, keep=(_LOG, _FUNCTION_LOGS, "terraform-data"))
             raise
 
     def _start(self) -> Status:

@@ -62,7 +62,7 @@ _LOCAL_FILESYSTEMS = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs
 # How long an interrupted Terraform may take to finish the requests in flight and write its state.
 _INTERRUPT_SECONDS = 15.0
 # The same for a run that stalled: what it waits for will not come.
-_STALLED_INTERRUPT_SECONDS = 5.0
+_STALLED_INTERRUPT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -235,21 +235,6 @@ class Terraform:
             raise TerraformError(f"terraform output failed: {_one_line(done.stderr)}")
         outputs: dict[str, Any] = json.loads(done.stdout)
         return outputs
-
-    def console(self, expression: str, *arguments: str) -> Any:
-        """Return the value of an expression, by the state and the configuration."""
-        done = subprocess.run(
-            [*self._command, "console", *arguments],
-            env=self._environment,
-            input=f"jsonencode({expression})\n",
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        try:
-            return json.loads(json.loads(done.stdout))
-        except (ValueError, TypeError):
-            raise TerraformError(f"terraform console failed: {_one_line(done.stderr)}") from None
 
     def become(self, arguments: list[str]) -> NoReturn:
         """Replace this process by any Terraform command; on Windows, which cannot, wait for it."""

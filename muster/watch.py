@@ -1,9 +1,9 @@
 """What `muster up --watch` does: a saved function, schema or state machine becomes live at once.
 
 Functions get the rebuilt functions.zip (UpdateFunctionCode), state machines their definition
-(UpdateStateMachine). Terraform renders a definition with `templatefile`; here the same variables, asked of
-Terraform once, replace `${name}`. Whatever else is saved needs Terraform: its files, and
-functions/requirements.txt, which decides the layer.
+(UpdateStateMachine). Terraform renders a definition with `templatefile`; here the values of its `${name}` are
+read out of the running definition, which has the structure of the template it was deployed from. Whatever
+else is saved needs Terraform: its files, and functions/requirements.txt, which decides the layer.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -32,10 +33,10 @@ class Live:
     """The running stack, which takes saved files."""
 
     def __init__(self, stack: Stack) -> None:
-        """Ask Terraform for the variables of the state machines; the stack must be up."""
+        """Read the variables of the running state machines; the stack must be up."""
         self._stack = stack
         self._root = repository.root()
-        self._variables = stack.machine_variables()
+        self._variables = self._read_variables()
 
     def take(self, saved: Iterable[Path]) -> str:
         """Make saved files live; return what was done. Raises MusterError, and what runs has not changed.
@@ -50,7 +51,7 @@ class Live:
             self._check_code()
         if any(not _is_code(name) and name not in machines for name in names):
             self._stack.up()
-            self._variables = self._stack.machine_variables()
+            self._variables = self._read_variables()
             return "Terraform applied"
         done = []
         if code:
@@ -60,6 +61,13 @@ class Live:
             self._stack.update_machine(name, definition)
             done.append(f"state machine {name}")
         return f"{', '.join(done)} updated"
+
+    def _read_variables(self) -> dict[str, dict[str, str]]:
+        found: dict[str, dict[str, str]] = {}
+        for name, (template, definition) in self._stack.machines().items():
+            found[name] = {}
+            read_variables(json.loads(template), json.loads(definition), found[name])
+        return found
 
     def _known(self, name: str) -> bool:
         return name.endswith(_SUFFIX) and _machine(name) in self._variables and (self._root / name).exists()
@@ -73,7 +81,7 @@ class Live:
                     f"{name} uses ${{{match[1]}}}, which terraform/state_machines.tf does not define.",
                     fix=_KEPT,
                 )
-            return str(variables[match[1]])
+            return variables[match[1]]
 
         text = re.sub(r"\$\{([^}]*)\}", value, (self._root / name).read_text())
         _require_json(name, text)
@@ -91,6 +99,21 @@ class Live:
                 raise StackError(f"{name}:{line}: {reason}.", fix=_KEPT) from None
         for path in sorted((self._root / "schemas").glob("*.json")):
             _require_json(path.relative_to(self._root).as_posix(), path.read_text())
+
+
+def read_variables(template: Any, rendered: Any, found: dict[str, str]) -> None:
+    """Put the value of each `${name}` in a template's strings into `found`, by what they became."""
+    if isinstance(template, dict) and isinstance(rendered, dict):
+        for key in template.keys() & rendered.keys():
+            read_variables(template[key], rendered[key], found)
+    elif isinstance(template, list) and isinstance(rendered, list):
+        for one, other in zip(template, rendered, strict=False):
+            read_variables(one, other, found)
+    elif isinstance(template, str) and isinstance(rendered, str):
+        literals = re.split(r"\$\{(\w+)\}", template)
+        pattern = "".join("(.*?)" if i % 2 else re.escape(part) for i, part in enumerate(literals))
+        if match := re.fullmatch(pattern, rendered, re.DOTALL):
+            found.update(zip(literals[1::2], match.groups(), strict=True))
 
 
 def watch(stack: Stack, tell: Callable[[str, str | None], None], stop: Event | None = None) -> None:
