@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MUSTER := $(BIN)/muster
 READY := $(VENV)/.ready
+STATE := $(or $(MUSTER_STATE_DIR),.muster)
 SCANNER := $(VENV)/scanner
 
 .DEFAULT_GOAL := help
@@ -19,8 +20,9 @@ demo: $(READY) ## Show the whole pipeline at work on an embedded AWS, check ever
 up: $(READY) ## Start the local stack and leave it running
 	$(MUSTER) up
 
-down: $(READY) ## Destroy and stop the local stack
-	$(MUSTER) down
+# Without a state directory nothing is up, and nothing has to be installed to say so.
+down: $(if $(wildcard $(STATE)),$(READY)) ## Destroy and stop the local stack
+	@if [ -d "$(STATE)" ]; then set -x; $(MUSTER) down; else echo "The local stack was not up."; fi
 
 # Two processes, each with a stack of its own: half of the time is spent waiting for Terraform.
 test: $(READY) ## Run all tests; the local stacks they need start and end with them

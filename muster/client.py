@@ -122,8 +122,8 @@ class ClientError(MusterError):
 class HandshakeRefused(ClientError):
     """The server refused the connection with the HTTP `status`.
 
-    The local emulator answers 403 whatever the reason; AWS answers 401 for a token that does not hold and
-    403 for a user who may not connect.
+    401 is the answer to a token that does not hold, 403 to a user or a web page that may not connect, 429 to
+    too many requests, 5xx to a fault of the server. `muster logs connect` shows the reason.
     """
 
     def __init__(self, status: int) -> None:
@@ -444,7 +444,7 @@ class Client:
                 if self._link is None:
                     raise Unreachable(
                         f"The server at {_address(self._url)} connects but does not answer pings.",
-                        fix="Read the log of the default function.",
+                        fix="Read the log of the function: `muster logs default`.",
                     ) from None
                 if isinstance(error, _LinkLost) or (isinstance(error, Refused) and not error.transient):
                     logger.info("connection lost")
@@ -945,10 +945,10 @@ def _handshake_fix(status: int) -> str:
         case 401:
             return "Get a fresh token: this one is missing, expired or not signed for this deployment."
         case 403:
-            return "Check that the token is fresh and meant for this deployment, and that its user is active."
+            return "Check that the user exists and is active; `muster logs connect` shows the reason."
         case 429:
             return "Try again shortly: too many clients are connecting at once."
         case _ if status >= 500:
-            return "Try again; if it persists, read the log of the connect function."
+            return "Try again; if it persists, read the log: `muster logs connect`."
         case _:
             return "Check the address, including its stage."

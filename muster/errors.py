@@ -4,6 +4,7 @@
     ├── OutputsError                no stack to talk to, or its outputs are unreadable
     ├── BundleError                 the Lambda bundle cannot be built
     ├── TerraformError              Terraform or its provider is missing, or a run failed
+    │   └── TerraformStalled        a run made no progress and was stopped
     └── StackError                  the local stack cannot start, stop or be found
 
 The command line prints the sentence and the fix on stderr and exits with `exit_code`, without a trace.
@@ -41,6 +42,10 @@ class BundleError(MusterError):
 
 class TerraformError(MusterError):
     """Terraform or its AWS provider is missing, or a run failed; the message holds Terraform's own."""
+
+
+class TerraformStalled(TerraformError):
+    """A run made no progress and was stopped: an answer that it waited for was lost."""
 
 
 class StackError(MusterError):

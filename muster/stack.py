@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from muster import bundle, emulator, repository
 from muster.emulator import Process
-from muster.errors import OutputsError, StackError, TerraformError
+from muster.errors import OutputsError, StackError, TerraformError, TerraformStalled
 from muster.outputs import Outputs
 from muster.progress import Progress, Silent
 from muster.seed import seed
@@ -52,6 +52,9 @@ _CONTENTS = (
     ),
     *("terraform.tfstate", "terraform.tfstate.backup", ".terraform.tfstate.lock.info", "terraform-data"),
 )
+# How long Terraform may make no progress. With both, a start that stalls twice ends within three minutes.
+_STALL_SECONDS = 60.0
+_SECOND_STALL_SECONDS = 25.0
 # Fewer at once than on AWS, where Lambdas do not share the cores of one machine.
 _SMALL_SCALE: Mapping[str, Any] = {"audience_shards": 2, "partition_concurrency": 2, "batch_concurrency": 2}
 # The module and what it reads beside it, without what the user keeps there for AWS.
@@ -128,7 +131,8 @@ class Stack:
         """Bring the stack up and return its outputs.
 
         A stack that is up already gets the current code and Terraform applied, and keeps its data. When the
-        first apply fails or is interrupted, the emulator is stopped again.
+        first apply fails or is interrupted, the emulator is stopped again. When it makes no progress for a
+        minute, because an answer was lost, it starts afresh once on a new emulator.
         """
         with self._locked():
             before = self.status()
@@ -139,13 +143,18 @@ class Stack:
                 return self._deploy(before)
             self._stop_and_clean(before)
             try:
-                return self._deploy(self._start())
-            except BaseException:
-                failed = self._read()
-                if failed.process:
-                    self._progress.step("Stopping the emulator again")
-                    self._stop_and_clean(failed, keep=(_LOG, _FUNCTION_LOGS))
-                raise
+                return self._begin(_STALL_SECONDS)
+            except TerraformStalled as stalled:
+                if self._endpoint:
+                    raise
+                self._progress.step(f"Starting afresh, because an answer was lost: {stalled}")
+            try:
+                return self._begin(_SECOND_STALL_SECONDS)
+            except TerraformStalled as stalled:
+                raise TerraformStalled(
+                    f"{stalled} This was the second attempt.",
+                    fix=f"Run `muster up` again when the machine is less busy; {self.log_file} may say more.",
+                ) from None
 
     def down(self) -> bool:
         """Destroy and stop; return False when nothing was up.
@@ -174,6 +183,58 @@ class Stack:
         """Return what Terraform would change in the running stack: nothing, right after `up`."""
         return self._terraform(self.status().require_endpoint()).plan(self._var_file)
 
+    def machines(self) -> dict[str, tuple[str, str]]:
+        """Return the template and the definition of each running state machine, as last deployed."""
+        machines = self._require_outputs().client("stepfunctions")
+        folder = self.state_dir / "source" / "statemachines"
+        return {
+            name: (
+                (folder / f"{name}.asl.json").read_text(),
+                machines.describe_state_machine(stateMachineArn=arn)["definition"],
+            )
+            for name, arn in self._machine_arns().items()
+        }
+
+    def update_functions(self) -> None:
+        """Give the running functions the checkout's code, and nothing else."""
+        with self._locked():
+            outputs = self._require_outputs()
+            archive = bundle.build_local(self.state_dir / "bundle").functions.read_bytes()
+            functions = outputs.client("lambda")
+            for name in outputs.function_names.values():
+                functions.update_function_code(FunctionName=name, ZipFile=archive)
+
+    def update_machine(self, name: str, definition: str) -> None:
+        """Give a running state machine ("broadcast" or "fanout") a definition."""
+        with self._locked():
+            machines = self._require_outputs().client("stepfunctions")
+            machines.update_state_machine(stateMachineArn=self._machine_arns()[name], definition=definition)
+
+    def _machine_arns(self) -> dict[str, str]:
+        outputs = self._require_outputs()
+        return {
+            "broadcast": outputs.broadcast_state_machine_arn,
+            "fanout": outputs.fanout_state_machine_arn,
+        }
+
+    def _require_outputs(self) -> Outputs:
+        status = self.status()
+        status.require_endpoint()
+        if status.outputs is None:
+            raise StackError("The local stack is not ready.", fix="Run `muster up`.")
+        return status.outputs
+
+    def _begin(self, stall_seconds: float) -> Outputs:
+        """Start an emulator and deploy to it; when that fails, leave nothing of it but its logs."""
+        try:
+            return self._deploy(self._start(), stall_seconds)
+        except BaseException:
+            failed = self._read()
+            if failed.process:
+                self._progress.step("Stopping the emulator again")
+                self._stop_and_clean(failed, keep=(_LOG, _FUNCTION_LOGS, "terraform-data"))
+            raise
+
     def _start(self) -> Status:
         find_binary()  # its absence is better told before anything runs
         if self._endpoint:
@@ -193,14 +254,14 @@ class Stack:
         )
         return replace(starting, process=process)
 
-    def _deploy(self, status: Status) -> Outputs:
+    def _deploy(self, status: Status, stall_seconds: float = _STALL_SECONDS) -> Outputs:
         """Build, apply and seed. The emulator boots meanwhile, so it is waited for as late as possible."""
         endpoint_url = status.require_endpoint()
         self._progress.step("Building the Lambda bundle")
         bundle.build_local(self.state_dir / "bundle")
         self._progress.step("Preparing Terraform")
         self._write_source(endpoint_url)
-        terraform = self._terraform(endpoint_url)
+        terraform = self._terraform(endpoint_url, stall_seconds)
         terraform.find_provider(repository.cache_dir())
         terraform.init()
         if status.process:
@@ -223,7 +284,7 @@ class Stack:
                 raise
             self._progress.step(f"Going on to stop the emulator, although {error.message}")
 
-    def _terraform(self, endpoint_url: str) -> Terraform:
+    def _terraform(self, endpoint_url: str, stall_seconds: float = _STALL_SECONDS) -> Terraform:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
         environment = {
             **inherited,
@@ -231,7 +292,9 @@ class Stack:
             "TF_DATA_DIR": str(self.state_dir / "terraform-data"),
         }
         module = self.state_dir / "source" / "terraform"
-        return Terraform(module, environment=environment, progress=self._progress)
+        return Terraform(
+            module, environment=environment, progress=self._progress, stall_seconds=stall_seconds
+        )
 
     @property
     def _var_file(self) -> str:

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPException
@@ -28,7 +31,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from muster import repository
-from muster.errors import TerraformError
+from muster.errors import TerraformError, TerraformStalled
 from muster.progress import Progress, Silent
 
 MIRROR_VARIABLE = "MUSTER_TERRAFORM_MIRROR"
@@ -58,6 +61,8 @@ _LOCAL_FILESYSTEMS = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs
 
 # How long an interrupted Terraform may take to finish the requests in flight and write its state.
 _INTERRUPT_SECONDS = 15.0
+# The same for a run that stalled: what it waits for will not come.
+_STALLED_INTERRUPT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -168,9 +173,19 @@ class Terraform:
     """
 
     def __init__(
-        self, module: Path, *, environment: Mapping[str, str], progress: Progress | None = None
+        self,
+        module: Path,
+        *,
+        environment: Mapping[str, str],
+        progress: Progress | None = None,
+        stall_seconds: float | None = None,
     ) -> None:
-        """Find the binary; `environment` is complete, nothing is inherited."""
+        """Find the binary; `environment` is complete, nothing is inherited.
+
+        An apply, a destroy or a plan in which no resource makes progress for `stall_seconds` is stopped and
+        raises TerraformStalled: the AWS provider itself waits 300 s for an answer that was lost.
+        """
+        self._stall_seconds = stall_seconds
         self._binary = find_binary()
         self._command = [self._binary.path, f"-chdir={module}"]
         self._environment = {**environment, "CHECKPOINT_DISABLE": "1", "TF_IN_AUTOMATION": "1"}
@@ -242,14 +257,23 @@ class Terraform:
             text=True,
             start_new_session=True,
         ) as process:
+            lines: queue.Queue[str | None] = queue.Queue()
+            # A thread, because a read of a pipe has no time limit. It goes on reading after an interrupt, so
+            # that a full pipe cannot hold Terraform up.
+            reader = threading.Thread(target=_read_lines, args=(process, lines), daemon=True)
+            reader.start()
+            limit = None if command == "init" else self._stall_seconds  # a download reports no progress
             try:
-                for line in process.stdout or ():
+                while (line := _next_line(lines, view, limit)) is not None:
                     message = view.read(line)
                     if on_message and message:
                         on_message(message)
-            except BaseException:
-                _interrupt(process)
+            except BaseException as error:
+                stalled = isinstance(error, TerraformStalled)
+                _interrupt(process, _STALLED_INTERRUPT_SECONDS if stalled else _INTERRUPT_SECONDS)
                 raise
+            finally:
+                reader.join()
         if process.returncode:
             raise TerraformError(f"terraform {command} failed: {'; '.join(view.errors)}")
 
@@ -261,6 +285,8 @@ class _View:
         self._progress = progress
         self._done = 0
         self._total = 0
+        self._doing = ""
+        self._moved = time.monotonic()
         self._errors: list[str] = []
         self._text: list[str] = []
 
@@ -269,12 +295,24 @@ class _View:
         """The error diagnostics, or, from a Terraform that failed before it spoke JSON, its plain text."""
         return self._errors or [_one_line(" ".join(self._text)) or "it said nothing about why"]
 
+    @property
+    def doing(self) -> str:
+        """The resource of the last message, if there was one."""
+        return self._doing
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long no resource has made progress. A message that one is still being made is none."""
+        return time.monotonic() - self._moved
+
     def read(self, line: str) -> Mapping[str, Any] | None:
         try:
             message: Any = json.loads(line)
         except ValueError:
             self._text.append(line)
             return None
+        if isinstance(message, dict) and message.get("type") != "apply_progress":
+            self._moved = time.monotonic()
         match message:
             case {"type": "change_summary", "changes": {"operation": "plan"} as planned}:
                 self._total = planned["add"] + planned["change"] + planned["remove"]
@@ -282,6 +320,7 @@ class _View:
                 pass  # data sources, which the plan does not count
             case {"type": "apply_start" | "apply_progress", "hook": {"resource": {"addr": address}, **hook}}:
                 seconds = f", {hook['elapsed_seconds']} s" if "elapsed_seconds" in hook else ""
+                self._doing = address
                 self._progress.detail(f"{self._done}/{self._total} {address}{seconds}")
             case {"type": "apply_complete", "hook": {"resource": {"addr": address}}}:
                 self._done += 1
@@ -309,12 +348,34 @@ def become(arguments: list[str]) -> NoReturn:
     terraform.become(arguments)
 
 
-def _interrupt(process: subprocess.Popen[str]) -> None:
+def _read_lines(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
+    """Put each line that a process prints into `lines`, and None at the end."""
+    try:
+        for line in process.stdout or ():
+            lines.put(line)
+    finally:
+        lines.put(None)
+
+
+def _next_line(lines: queue.Queue[str | None], view: _View, limit: float | None) -> str | None:
+    """Return the next line, None after the last. Raises TerraformStalled when nothing moved for `limit` s."""
+    while True:
+        left = None if limit is None else limit - view.idle_seconds
+        if left is not None and left <= 0:
+            at = f" at {view.doing}" if view.doing else ""
+            raise TerraformStalled(
+                f"Terraform made no progress for {limit:.0f} s{at}.",
+                fix="Run the command again: it goes on from where it was.",
+            )
+        with suppress(queue.Empty):
+            return lines.get(timeout=left)
+
+
+def _interrupt(process: subprocess.Popen[str], seconds: float) -> None:
     """Let Terraform finish its requests and write its state; if that takes too long, kill its group."""
     process.send_signal(signal.SIGINT)
     try:
-        # communicate() keeps reading, so that a full pipe cannot hold Terraform up.
-        process.communicate(timeout=_INTERRUPT_SECONDS)
+        process.wait(timeout=seconds)
     except BaseException as error:
         os.killpg(process.pid, signal.SIGKILL)
         # Anything but the timeout is a second, impatient interrupt.

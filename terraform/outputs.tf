@@ -105,8 +105,11 @@ output "function_names" {
 }
 
 output "log_groups" {
-  description = "Each function's log group."
-  value       = { for name, function in module.function : name => function.log_group }
+  description = "Log group of each function and of each state machine."
+  value = merge(
+    { for name, function in module.function : name => function.log_group },
+    { for name, group in aws_cloudwatch_log_group.state_machine : name => group.name },
+  )
 }
 
 output "kms_key_policy_json" {

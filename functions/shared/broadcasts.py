@@ -107,7 +107,7 @@ class Starter:
                 execution: dict[str, Any] = self._stepfunctions.describe_execution(executionArn=arn)
                 break
             except ClientError as error:
-                if pause is None or error.response["Error"]["Code"] != "ExecutionDoesNotExist":
+                if pause is None or aws_code(error) != "ExecutionDoesNotExist":
                     raise
                 time.sleep(pause)
         return execution

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
 
-from muster.cli import demo, deployment, messaging, stack
+from muster.cli import demo, deployment, logs, messaging, stack
 from muster.cli.console import stderr
 from muster.cli.options import Command
 from muster.errors import MusterError
@@ -27,6 +27,7 @@ app = typer.Typer(
 for title, commands in (
     ("Stack", stack.app),
     ("Deployment", deployment.app),
+    ("Deployment", logs.app),
     ("Messages", messaging.app),
     ("Demo", demo.app),
 ):

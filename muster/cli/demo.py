@@ -116,9 +116,9 @@ def _temporary_stack(port: int, keep: bool, shown: Progress) -> Iterator[Outputs
     leave = keep
     try:
         yield stack.up()
-    except MusterError:
-        # A stack that does not come up stops by itself, and the error may point to its log.
-        leave = leave or stack.status().phase == "down"
+    except MusterError as error:
+        # A stack that does not come up stops by itself. Its folder stays where the error points to its log.
+        leave = str(stack.log_file) in (error.fix or "") or (keep and stack.status().phase != "down")
         raise
     finally:
         if not leave:

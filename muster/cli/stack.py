@@ -8,10 +8,12 @@ import typer
 from rich.table import Column, Table
 
 from muster import bundle
-from muster.cli.console import echo_json, progress, stdout
+from muster.cli.console import echo_json, progress, stderr, stdout
 from muster.cli.options import JsonOption, StateDirOption, url
+from muster.outputs import Outputs
 from muster.stack import DEFAULT_PORT, Stack
 from muster.terraform import become
+from muster.watch import watch
 
 app = typer.Typer()
 
@@ -34,6 +36,9 @@ def up(
     ] = None,
     state_dir: StateDirOption = None,
     as_json: JsonOption = False,
+    watch_files: Annotated[
+        bool, typer.Option("--watch", help="Then make each saved file live, until Ctrl-C.")
+    ] = False,
 ) -> None:
     """Start the local stack, or bring the running one up to date.
 
@@ -44,10 +49,24 @@ def up(
         outputs = Stack(state_dir, port=port, endpoint=endpoint, progress=shown).up()
     if as_json:
         echo_json(outputs.to_dict(), indent=2)
-        return
+    else:
+        _say_how_to_go_on(outputs)
+    if watch_files:
+        watch(Stack(state_dir, port=port, endpoint=endpoint), _tell)
+
+
+def _say_how_to_go_on(outputs: Outputs) -> None:
     stdout.print(f"The local stack is up on {outputs.endpoint_url}")
     stdout.print(f"Clients connect to {outputs.websocket_url}")
     stdout.print("Try: muster listen --user admin-ada")
+
+
+def _tell(text: str, fix: str | None) -> None:
+    if fix is None:
+        stderr.print(text)
+        return
+    stderr.print("Error:", text, style="red")
+    stderr.print("Fix:", fix)
 
 
 @app.command()

@@ -95,6 +95,7 @@ class Api:
         )["IntegrationId"]
         for key, options in {
             "$connect": {},
+            "$disconnect": {},
             "$default": {"RouteResponseSelectionExpression": "$default"},
             "silent": {},
         }.items():
@@ -222,6 +223,27 @@ def test_requests_over_the_rate_get_429(start: Start) -> None:
         until(lambda: _refused(partial(api.post, "any", b"x")), "a refused callback")
         socket.send("anything")
         assert json.loads(socket.recv(timeout=10))["message"] == "Too Many Requests"
+
+
+def test_disconnects_are_dropped_on_request(api: Api, start: Start) -> None:
+    dropping = start(MUSTER_EMULATED_DISCONNECTS="drop")
+
+    for each, text in ((api, "called for DISCONNECT"), (dropping, "called for CONNECT")):
+        with each.open():
+            pass
+        until(partial(_has_printed, each, text), text)
+    with dropping.open() as socket:
+        socket.send("anything")
+        socket.recv(timeout=10)
+    until(partial(_has_printed, dropping, "called for MESSAGE"), "a call after the disconnection")
+
+    assert not _has_printed(dropping, "called for DISCONNECT")
+
+
+def _has_printed(api: Api, text: str) -> bool:
+    """Whether the function has printed this."""
+    log = api.logs / "probe.log"
+    return log.exists() and text in log.read_text()
 
 
 def _close_code(socket: ClientConnection) -> int:

@@ -42,7 +42,7 @@ def test_help_lists_every_command_in_reading_order(
 ) -> None:
     assert run(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
-    commands = ["up", "down", "status", "build", "terraform", "outputs", "env", "users"]
+    commands = ["up", "down", "status", "build", "terraform", "outputs", "env", "users", "logs"]
     commands += ["token", "listen", "send", "broadcast", "demo"]
     places = [shown.index(f"│ {command} ") for command in commands]
     assert places == sorted(places)
@@ -404,3 +404,20 @@ class TestWindows:
         assert (
             "Error: This deployment verifies tokens with the keys of an identity provider" in refused.stderr
         )
+
+
+def test_interrupt_during_imports_ends_without_a_trace() -> None:
+    program = """
+import sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "botocore":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+from muster.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -123,6 +123,10 @@ class FakeStack:
         self.phase: Any = "down"
         self.finished_down = False
 
+    @property
+    def log_file(self) -> Path:
+        return self.state_dir / "emulator.log"
+
     def up(self) -> str:
         FakeStack.during_up()
         self.phase = "ready"
@@ -229,13 +233,22 @@ def test_keep_leaves_the_stack_and_says_how_to_stop_it(monkeypatch: pytest.Monke
     assert f"muster down --state-dir {FakeStack.made.state_dir}" in result.output.replace("\n", "")
 
 
-def test_a_stack_that_does_not_come_up_is_left_to_its_own_cleaning_with_its_log(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("options", [(), ("--keep",)])
+def test_a_demo_that_cannot_start_leaves_no_folder(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(FakeStack, "during_up", staticmethod(fail))
-    result = play(monkeypatch, report())
+    result = play(monkeypatch, report(), *options)
     assert isinstance(result.exception, StackError)
-    assert not FakeStack.made.finished_down
+    assert not FakeStack.made.state_dir.exists()
+
+
+def test_a_log_that_the_error_points_to_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail_with_a_log() -> None:
+        raise StackError("The emulator ended.", fix=f"See {FakeStack.made.log_file}")
+
+    monkeypatch.setattr(FakeStack, "during_up", staticmethod(fail_with_a_log))
+    assert isinstance(play(monkeypatch, report()).exception, StackError)
     assert FakeStack.made.state_dir.exists()
 
 

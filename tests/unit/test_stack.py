@@ -17,7 +17,7 @@ import pytest
 from muster import bundle, emulator, repository, stack, terraform
 from muster.cli.options import resolve_outputs
 from muster.emulator import Process
-from muster.errors import MusterError, OutputsError, StackError, TerraformError
+from muster.errors import MusterError, OutputsError, StackError, TerraformError, TerraformStalled
 from muster.outputs import Outputs
 from muster.stack import Stack
 from tests.unit.fake_terraform import FakeTerraform, change, failure, planned
@@ -143,6 +143,34 @@ class TestUp:
         assert emulators.running == 0
         assert Stack(state_dir).status().phase == "down"
         assert Stack(state_dir).log_file.exists()
+
+    def test_a_stalled_apply_starts_afresh_once_on_a_new_emulator(
+        self, fake: FakeTerraform, emulators: Emulators, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(stack, "_STALL_SECONDS", 0.5)
+        start = emulators.start
+
+        def mended_at_the_second(port: int, **options: Any) -> Process:
+            if emulators.children:
+                fake.says("apply", creates=state_dir / "terraform.tfstate")
+            return start(port, **options)
+
+        monkeypatch.setattr(emulator, "start", mended_at_the_second)
+        fake.says("apply", lines=[planned(add=1)], seconds=60)
+        Stack(state_dir).up()
+        assert (len(emulators.children), emulators.running) == (2, 1)
+        assert Stack(state_dir).status().phase == "ready"
+
+    def test_a_second_stall_ends_with_a_fix_and_no_emulator(
+        self, fake: FakeTerraform, emulators: Emulators, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(stack, "_STALL_SECONDS", 0.5)
+        monkeypatch.setattr(stack, "_SECOND_STALL_SECONDS", 0.5)
+        fake.says("apply", lines=[planned(add=1)], seconds=60)
+        with pytest.raises(TerraformStalled, match="second attempt") as caught:
+            Stack(state_dir).up()
+        assert "Run `muster up` again" in str(caught.value.fix)
+        assert (len(emulators.children), emulators.running) == (2, 0)
 
     def test_an_interrupt_stops_what_was_started_and_the_next_up_works(
         self, fake: FakeTerraform, emulators: Emulators, state_dir: Path

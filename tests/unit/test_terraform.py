@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from muster import terraform
-from muster.errors import TerraformError
+from muster.errors import TerraformError, TerraformStalled
 from muster.terraform import PlannedChange, Terraform
 from tests.unit.fake_terraform import PLATFORM, FakeTerraform, change, failure, planned
 
@@ -274,3 +274,25 @@ class TestRuns:
     ) -> None:
         self.run(tmp_path, TF_CLI_CONFIG_FILE=str(tmp_path / "missing")).init()
         assert "TF_CLI_CONFIG_FILE" not in fake.calls("init")[0]["environment"]
+
+
+class TestStall:
+    """The emulator lost an answer: Terraform only says that it still waits."""
+
+    def test_a_run_without_progress_is_stopped_and_names_the_resource(
+        self, fake: FakeTerraform, tmp_path: Path
+    ) -> None:
+        still = change("apply_progress", "aws_sqs_queue.offline", elapsed_seconds=10)
+        fake.says(
+            "apply", lines=[planned(add=1), change("apply_start", "aws_sqs_queue.offline"), still], seconds=60
+        )
+        stalling = Terraform(tmp_path, environment=os.environ, stall_seconds=1)
+        began = time.monotonic()
+        with pytest.raises(TerraformStalled, match=r"no progress for 1 s at aws_sqs_queue\.offline"):
+            stalling.apply()
+        assert time.monotonic() - began < 10
+        assert fake.was_interrupted
+
+    def test_a_download_has_no_limit(self, fake: FakeTerraform, tmp_path: Path) -> None:
+        fake.says("init", seconds=0.5)
+        Terraform(tmp_path, environment=os.environ, stall_seconds=0.1).init()

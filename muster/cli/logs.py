@@ -1,0 +1,187 @@
+"""`muster logs`: what the functions and the state machines wrote to CloudWatch Logs, locally and on AWS."""
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import typer
+from botocore.exceptions import ClientError
+from rich.text import Text
+
+from muster.cli.console import echo_json, stdout
+from muster.cli.options import OutputsOption, StateDirOption, resolve_outputs
+from muster.errors import MusterError
+from muster.outputs import Outputs
+
+app = typer.Typer()
+
+POLL_SECONDS = 2.0
+"""Eight groups are four requests a second; FilterLogEvents takes five or more [CloudWatch Logs quotas]."""
+
+_LATE_MS = 30_000
+"""CloudWatch Logs may show an event some seconds after events that are younger."""
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_STYLES = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
+# What Lambda writes about each call. A REPORT with a status tells of a timeout or a crash.
+_ROUTINE = ("START RequestId:", "END RequestId:", "INIT_START ", "XRAY TraceId:")
+# The same in every line of one function.
+_CONSTANT = {
+    "cold_start",
+    "function_arn",
+    "function_memory_size",
+    "function_name",
+    "location",
+    "sampling_rate",
+    "service",
+    "timestamp",
+    "xray_trace_id",
+}
+
+Event = dict[str, Any]
+
+
+def age(text: str) -> timedelta:
+    """Take a time span: `90s`, `10m`, `2h` or `1d`."""
+    match = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    if match is None:
+        raise typer.BadParameter("write a number and a unit, such as 90s, 10m, 2h or 1d.")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+@app.command()
+def logs(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...", help="Functions and state machines, all by default: connect, fanout."
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what is written, until Ctrl-C.")
+    ] = False,
+    since: Annotated[
+        timedelta, typer.Option(parser=age, metavar="AGE", help="How far to look back: 90s, 10m, 2h, 1d.")
+    ] = "10m",  # type: ignore[assignment]  # typer parses the default
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each event as one line of JSON, unchanged.")
+    ] = False,
+    outputs: OutputsOption = None,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Print what functions and state machines logged: why a handshake was refused, where a function crashed.
+
+    Times are UTC. On AWS it needs logs:FilterLogEvents on the log groups.
+    """
+    target = resolve_outputs(outputs, state_dir)
+    groups = choose(target.log_groups, names or [])
+    began = int((datetime.now(UTC) - since).timestamp() * 1000)
+    for event in read(target, groups, began, follow=follow):
+        if as_json:
+            echo_json(event)
+        elif line := describe(event):
+            stdout.print(line)
+
+
+def choose(groups: Mapping[str, str], names: list[str]) -> dict[str, str]:
+    """Return the named log groups, all of them without names."""
+    if not groups:
+        raise MusterError(
+            "The outputs name no log groups.",
+            fix="Apply this version's terraform/ and export its outputs again.",
+        )
+    if unknown := [name for name in names if name not in groups]:
+        raise MusterError(
+            f"There is no log of {', '.join(unknown)}.",
+            fix=f"Name one of these: {', '.join(sorted(groups))}.",
+        )
+    return {name: groups[name] for name in names or groups}
+
+
+def read(outputs: Outputs, groups: Mapping[str, str], began: int, *, follow: bool) -> Iterator[Event]:
+    """Yield the events since `began`, in milliseconds, by time, each once; with `follow` it does not end.
+
+    An event is what FilterLogEvents returns, and the `name` of its function or state machine.
+    """
+    client = outputs.client("logs")
+    seen: dict[tuple[str, str], int] = {}
+    while True:
+        asked = int(time.time() * 1000)
+        found = [event for name, group in groups.items() for event in _filter(client, name, group, began)]
+        for event in sorted(found, key=lambda event: event["timestamp"]):
+            # The emulator gives no ids to what functions print.
+            key = event["logStreamName"], event.get("eventId") or f"{event['timestamp']} {event['message']}"
+            if key not in seen:
+                seen[key] = event["timestamp"]
+                yield event
+        if not follow:
+            return
+        began = max(began, asked - _LATE_MS)
+        seen = {key: timestamp for key, timestamp in seen.items() if timestamp >= began}
+        time.sleep(POLL_SECONDS)
+
+
+def describe(event: Event) -> Text | None:
+    """Return an event as a line: time, name, level, message, fields. None for Lambda's own about calls."""
+    text = event["message"].rstrip("\n")
+    if text.startswith(_ROUTINE) or (text.startswith("REPORT RequestId:") and "Status:" not in text):
+        return None
+    moment = datetime.fromtimestamp(event["timestamp"] / 1000, UTC).isoformat(timespec="milliseconds")
+    level, message, fields = _parse(text)
+    line = Text.assemble((f"{moment.removesuffix('+00:00')}Z ", "dim"), f"{event['name']:<10} ")
+    line.append(f"{level:<8} ", _STYLES.get(level))
+    line.append(_printable(message))
+    for name, value in fields.items():
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if "\n" in shown:  # a traceback
+            line.append(_printable("\n" + shown.rstrip("\n")).replace("\n", "\n    "), "dim")
+        else:
+            line.append(_printable(f" {name}={shown}"), "dim")
+    return line
+
+
+def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
+    """Return level, message and fields of a line of Powertools' Logger, of Step Functions, or of any text."""
+    try:
+        entry = json.loads(text)
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict):
+        return "", text, {}
+    if "message" not in entry and "type" in entry:  # an event of an execution
+        told = {name: entry[name] for name in ("details", "execution_arn") if name in entry}
+        level = "ERROR" if str(entry["type"]).endswith(("Failed", "TimedOut", "Aborted")) else ""
+        return level, str(entry["type"]), told
+    message = entry.pop("message", "")
+    level = str(entry.pop("level", ""))
+    traceback = {name: entry.pop(name) for name in ("exception",) if name in entry}
+    fields = {name: value for name, value in entry.items() if name not in _CONSTANT and value is not None}
+    return level, message if isinstance(message, str) else json.dumps(message), fields | traceback
+
+
+def _printable(text: str) -> str:
+    """Escape what would control the terminal: part of a log comes from clients."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _filter(client: Any, name: str, group: str, began: int) -> Iterator[Event]:
+    try:
+        for page in client.get_paginator("filter_log_events").paginate(logGroupName=group, startTime=began):
+            yield from ({"name": name, **event} for event in page["events"])
+    except ClientError as error:
+        match error.response["Error"]["Code"]:
+            case "ResourceNotFoundException":
+                problem, fix = (
+                    "does not exist",
+                    "Check that --outputs is of this deployment, and apply it again.",
+                )
+            case "AccessDeniedException":
+                problem, fix = "may not be read", f"Allow logs:FilterLogEvents on {group}."
+            case "ThrottlingException":
+                problem, fix = "is read too often", "Name the functions that you need, and try again."
+            case _:
+                raise
+        raise MusterError(f"The log group {group} {problem}.", fix=fix) from error
