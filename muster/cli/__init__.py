@@ -10,7 +10,7 @@ from typing import NoReturn
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
 
-from muster.cli import demo, messaging, stack
+from muster.cli import demo, messaging, stack, verify
 from muster.cli.console import stderr
 from muster.cli.options import Command
 from muster.errors import MusterError
@@ -23,7 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for title, commands in (("Stack", stack.app), ("Messages", messaging.app), ("Demo", demo.app)):
+for title, commands in (
+    ("Stack", stack.app),
+    ("Messages", messaging.app),
+    ("Demo", demo.app),
+    ("Demo", verify.app),
+):
     for command in commands.registered_commands:
         command.rich_help_panel = title
         command.cls = Command
