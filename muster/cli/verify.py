@@ -83,7 +83,7 @@ def verify(
     """
     found = resolve_outputs(outputs, state_dir)
     consent = Consent(parse_scopes(scopes) if scopes else frozenset(), notify_subscribers, slow)
-    checks = chosen(only or ())
+    checks = chosen(only or (), consent)
     if dry_run:
         _print_plan(steps(found, clients, consent, checks), policy(found, consent), as_json)
         return

@@ -77,8 +77,8 @@ async def verify(
     report = Report(probe.run)
     try:
         async with probe:
-            for check in chosen(only):
-                shown.step(f"{check.name}: {check.promise}")
+            for check in chosen(only, probe.consent):
+                shown.step(f"{check.name}: {check.promise.removesuffix('.')}")
                 row = await carry_out(check, probe, report.rows)
                 report.rows.append(row)
                 on_row(row)
@@ -87,10 +87,18 @@ async def verify(
     return report
 
 
-def chosen(only: Collection[str]) -> list[Check]:
-    """Return the checks with these names and those that they need; all without names."""
+def chosen(only: Collection[str], consent: Consent) -> list[Check]:
+    """Return the checks with these names and those that they need; all without names.
+
+    Those that need a consent which was not given are left out, or refused when they are named.
+    """
+    given = {"scopes": bool(consent.scopes), "idle": consent.slow}
+    if refused := [name for name in only if not given.get(name, True)]:
+        raise MusterError(
+            f"{refused[0]} needs a consent.", fix="Add --scopes all,role for scopes, --slow for idle."
+        )
     if not only:
-        return list(CHECKS)
+        return [check for check in CHECKS if given.get(check.name, True)]
     by_name = {check.name: check for check in CHECKS}
     if unknown := [name for name in only if name not in by_name]:
         raise MusterError(f"There is no check {', '.join(unknown)}.", fix=f"Use one of {', '.join(by_name)}.")

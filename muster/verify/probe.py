@@ -459,7 +459,10 @@ class Probe:
     # ---- the offline topic
 
     async def others_who_match(self, users: Sequence[User]) -> list[str]:
-        """Return every subscription that would get a notification about these users, by protocol and ARN."""
+        """Return every subscription that would get a notification about these users.
+
+        Each as its protocol and its endpoint, or its id where the endpoint is a person's address.
+        """
         matching = []
         for subscription in await self.subscriptions():
             arn = subscription["SubscriptionArn"]
@@ -469,7 +472,9 @@ class Probe:
                 "Attributes"
             ]
             if any(may_match(attributes, note) for user in users for note in _notifications(user)):
-                matching.append(f"{subscription['Protocol']} {arn.rpartition(':')[2]}")
+                endpoint = subscription["Endpoint"]
+                shown = endpoint if endpoint.startswith("arn:") else arn
+                matching.append(f"{subscription['Protocol']} {shown.rpartition(':')[2]}")
         return matching
 
     @contextlib.asynccontextmanager
