@@ -279,13 +279,15 @@ async def traces(probe: Probe) -> str:
     deadline = time.monotonic() + TRACE_SECONDS
     names: set[str] = set()
     fanout = f"{prefix(probe)}-fanout"
-    while fanout not in names and time.monotonic() < deadline:
+    while True:
         answer = await probe.call("xray", "batch_get_traces", TraceIds=[root[1]])
         names |= {
             str(json.loads(segment["Document"]).get("name"))
             for trace in answer.get("Traces", ())
             for segment in trace.get("Segments", ())
         }
+        if fanout in names or time.monotonic() >= deadline:
+            break
         await asyncio.sleep(2)
     if not names:
         raise CannotTell(f"No trace was there after {TRACE_SECONDS:.0f} s: it may not have been sampled.")

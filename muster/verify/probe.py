@@ -461,7 +461,7 @@ class Probe:
     async def others_who_match(self, users: Sequence[User]) -> list[str]:
         """Return every subscription that would get a notification about these users.
 
-        Each as its protocol and its endpoint, or its id where the endpoint is a person's address.
+        Each is its protocol and its endpoint, or its id where the endpoint is a person's address.
         """
         matching = []
         for subscription in await self.subscriptions():
