@@ -8,17 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from typer.testing import CliRunner
 
-from muster import Outputs
+from muster import Outputs, seats
+from muster.cli.verify import app
 from muster.progress import Silent
 from muster.verify import (
     Consent,
     Report,
+    Row,
     UnsafeTarget,
     live_connections,
     tokens_for,
@@ -29,6 +33,26 @@ from muster.verify.probe import LEDGER, PREFIX, Probe
 from tests.deployment import Deployment, unique
 from tests.e2e.conftest import Open
 from tests.waiting import until
+
+NOT_CALLED_HERE = {
+    "apigateway:GET",
+    "cloudwatch:DescribeAlarms",
+    "iam:PassRole",
+    "lambda:GetAccountSettings",
+    "servicequotas:ListServiceQuotas",
+    "xray:BatchGetTraces",
+}
+"""What the emulator does not have, and what no call is named after."""
+
+FALLBACK_CALLS = {
+    "sns:Subscribe",
+    "sns:Unsubscribe",
+    "sqs:CreateQueue",
+    "sqs:DeleteMessage",
+    "sqs:DeleteQueue",
+    "sqs:GetQueueUrl",
+    "sqs:ReceiveMessage",
+}
 
 EMULATOR_CANNOT_TELL = {"post-rate", "quotas", "lambda-concurrency", "plain-http", "alarms", "traces"}
 
@@ -105,25 +129,50 @@ def results(report: Report) -> dict[str, str]:
     return {row.name: row.result for row in report.rows}
 
 
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The IAM action of each call that is made from now on, apart from the test's own."""
+    found: set[str] = set()
+    original = Outputs.session
+
+    def watched(self: Outputs) -> boto3.Session:
+        session = original(self)
+        session.events.register("before-call", lambda model, **_: found.add(_action(model)))
+        return session
+
+    monkeypatch.setattr(Outputs, "session", watched)
+    return found
+
+
+def allowed(deployment: Deployment, consent: Consent) -> set[str]:
+    """The actions that the dry run lists."""
+    return {
+        action
+        for statement in policy(deployment.outputs, consent)["Statement"]
+        for action in statement["Action"]
+    }
+
+
 def test_the_local_stack_holds_everything_that_it_has_and_nobody_else_gets_anything(
     deployment: Deployment,
     open_socket: Open,
     bystander_queue: Callable[[dict[str, Any]], str],
     outputs_file: Path,
+    called: set[str],
 ) -> None:
     bystander = open_socket(deployment.user("admin", unique("shelter")))
     queue = bystander_queue({})
     before = message_rows(deployment), messages_in(deployment, deployment.outputs.offline_queue_url)
+    called.clear()
 
-    command = [sys.executable, "-m", "muster", "verify", "--outputs", str(outputs_file), "--json"]
-    ended = subprocess.run([*command, "--clients", "6"], capture_output=True, text=True, timeout=300)
+    ended = CliRunner().invoke(app, ["--outputs", str(outputs_file), "--json", "--clients", "6"])
 
+    calls = set(called)
     report = json.loads(ended.stdout)
     rows = {row["name"]: row["result"] for row in report["rows"]}
-    assert ended.returncode == 3, report
-    assert {name for name, result in rows.items() if result == "unknown"} == EMULATOR_CANNOT_TELL | {
-        "fallback"
-    }
+    assert ended.exit_code == 3, report
+    unknown = {name for name, result in rows.items() if result == "unknown"}
+    assert unknown == EMULATOR_CANNOT_TELL | {"fallback"}
     assert "failed" not in rows.values()
     assert report["left"] == []
     assert bystander.heard() == []
@@ -131,29 +180,37 @@ def test_the_local_stack_holds_everything_that_it_has_and_nobody_else_gets_anyth
     assert left_behind(deployment) == []
     after = message_rows(deployment), messages_in(deployment, deployment.outputs.offline_queue_url)
     assert after == before
+    assert calls - allowed(deployment, Consent()) == set()
+    assert allowed(deployment, Consent()) - calls == NOT_CALLED_HERE | FALLBACK_CALLS
 
 
 def test_the_fallback_reaches_its_queue_and_no_subscription_whose_filter_does_not_match(
-    deployment: Deployment, bystander_queue: Callable[[dict[str, Any]], str]
+    deployment: Deployment, bystander_queue: Callable[[dict[str, Any]], str], called: set[str]
 ) -> None:
     queue = bystander_queue({"role": ["resident", "first_responder"]})
+    called.clear()
 
     report = run(deployment.outputs, only=["fallback"], consent=Consent(subscribers=True))
 
     assert results(report) == {"header": "held", "fallback": "held"}
+    assert called >= FALLBACK_CALLS
+    assert called - allowed(deployment, Consent(subscribers=True)) == set()
     assert messages_in(deployment, queue) == 0
     assert left_behind(deployment) == []
 
 
 def test_a_scope_reaches_real_people_once_it_is_consented_to(
-    deployment: Deployment, open_socket: Open
+    deployment: Deployment, open_socket: Open, called: set[str]
 ) -> None:
     bystander = open_socket(deployment.user("resident"))
+    called.clear()
     assert live_connections(deployment.outputs)["resident"] >= 1
+    consent = Consent(scopes=frozenset({"all", "role"}))
 
-    report = run(deployment.outputs, only=["scopes"], consent=Consent(scopes=frozenset({"all"})))
+    report = run(deployment.outputs, only=["scopes"], consent=consent)
 
     assert results(report)["scopes"] == "held"
+    assert called - allowed(deployment, consent) == set()
     (message,) = bystander.heard()
     assert "Nothing has happened" in message["payload"]["text"]
     assert left_behind(deployment) == []
@@ -260,37 +317,52 @@ def test_what_a_killed_run_left_is_removed_by_one_an_hour_later(
     assert left_behind(deployment) == []
 
 
-def test_the_dry_run_lists_every_call_and_makes_none(
+def test_a_stack_whose_connections_are_lost_fails_the_broadcasts(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    called: set[str] = set()
-    original = Outputs.session
+    monkeypatch.setattr(seats, "ARRIVAL_SECONDS", 0.5)
 
-    def watched(self: Outputs) -> boto3.Session:
-        session = original(self)
-        session.events.register("before-call", lambda model, **_: called.add(_action(model)))
-        return session
+    def lose(row: Row) -> None:
+        if row.name == "clients":
+            rows = deployment.tables.Table(deployment.outputs.connections_table).scan()["Items"]
+            deployment.forget_connections(
+                row["connectionId"] for row in rows if row["userId"].startswith(PREFIX)
+            )
 
-    monkeypatch.setattr(Outputs, "session", watched)
-    consent = Consent(scopes=frozenset({"all", "role"}), subscribers=True)
-    live_connections(deployment.outputs)
-    report = run(deployment.outputs, consent=consent)
-    assert "failed" not in results(report).values()
-    allowed = {
-        action
-        for statement in policy(deployment.outputs, consent)["Statement"]
-        for action in statement["Action"]
+    report = run(deployment.outputs, only=["users", "shelter"], on_row=lose)
+
+    assert results(report) == {"clients": "held", "users": "failed", "shelter": "failed"}
+    assert "did not arrive at 2 of 2" in next(row.detail for row in report.rows if row.name == "users")
+    assert left_behind(deployment) == []
+
+
+def test_a_stack_that_expects_other_tokens_fails_the_handshakes(deployment: Deployment) -> None:
+    outputs = replace(deployment.outputs, jwt_audience="elsewhere")
+
+    report = run(outputs, only=["query", "header", "subprotocol", "resume"])
+
+    assert results(report) == {
+        "query": "failed",
+        "header": "failed",
+        "subprotocol": "failed",
+        "resume": "unknown",
     }
-    assert called - allowed == set()
-    # The rest is for what the emulator does not have, and for handing over a role.
-    assert allowed - called == {
-        "apigateway:GET",
-        "cloudwatch:DescribeAlarms",
-        "iam:PassRole",
-        "lambda:GetAccountSettings",
-        "servicequotas:ListServiceQuotas",
-        "xray:BatchGetTraces",
-    }
+    assert report.rows[0].detail == "The handshake was answered with 401."
+
+
+def test_a_table_whose_rows_do_not_expire_fails_its_row(deployment: Deployment) -> None:
+    def expire(enabled: bool) -> None:
+        deployment.dynamodb.update_time_to_live(
+            TableName=deployment.outputs.messages_table,
+            TimeToLiveSpecification={"Enabled": enabled, "AttributeName": "ttl"},
+        )
+
+    expire(False)
+    try:
+        report = run(deployment.outputs, only=["expiry"])
+    finally:
+        expire(True)
+    assert results(report) == {"expiry": "failed"}
 
 
 def _action(model: Any) -> str:
