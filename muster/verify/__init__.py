@@ -82,8 +82,11 @@ async def verify(
                 row = await carry_out(check, probe, report.rows)
                 report.rows.append(row)
                 on_row(row)
-    finally:
-        report.left = probe.left
+    except BaseException:
+        for name in probe.left:
+            shown.step(f"Not removed: {name}")
+        raise
+    report.left = probe.left
     return report
 
 

@@ -74,9 +74,10 @@ def policy(outputs: Outputs, consent: Consent) -> dict[str, Any]:
             ["states:CreateStateMachine", "states:DeleteStateMachine", "states:StartExecution"],
             [arn("states", f"stateMachine:{PREFIX}-*")],
         ),
-        (["sns:GetTopicAttributes", "sns:ListSubscriptionsByTopic"], [outputs.offline_topic_arn]),
-        (["sns:Subscribe"], [outputs.offline_topic_arn]),
-        (["sns:GetSubscriptionAttributes", "sns:Unsubscribe"], [f"{outputs.offline_topic_arn}:*"]),
+        (
+            ["sns:GetTopicAttributes", "sns:ListSubscriptionsByTopic", "sns:Subscribe"],
+            [outputs.offline_topic_arn],
+        ),
         (
             [
                 "sqs:CreateQueue",
@@ -95,6 +96,8 @@ def policy(outputs: Outputs, consent: Consent) -> dict[str, Any]:
                 "lambda:GetAccountSettings",
                 "logs:DescribeLogGroups",
                 "servicequotas:ListServiceQuotas",
+                "sns:GetSubscriptionAttributes",
+                "sns:Unsubscribe",
                 "xray:BatchGetTraces",
             ],
             ["*"],

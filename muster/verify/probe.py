@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import secrets
 import socket
 import struct
@@ -36,6 +37,10 @@ from muster.verify.tokens import Tokens
 
 T = TypeVar("T")
 
+WIRE_LOGGER = logging.getLogger("muster.verify.websocket")
+WIRE_LOGGER.setLevel(logging.INFO)
+"""At DEBUG, websockets logs the handshake's headers, and so the token."""
+
 PREFIX = "muster-verify"
 """Begins the name of everything that a run makes. It is also the role of its users, which no broadcast can
 name: a role that the deployment does not know is refused."""
@@ -58,6 +63,9 @@ NOTIFICATION_SECONDS = 60.0
 
 FRAME_SECONDS = 30.0
 """How long a reply or a message may take: just over the 29 s that API Gateway gives an integration."""
+
+MOST_NAMED = 100
+"""Users in a target [docs/protocol.md]. More would be refused: a failed execution, for which an alarm goes off."""
 
 SENDER = {"service": PREFIX}
 
@@ -167,6 +175,7 @@ class Probe:
         """What checks leave open for later ones; closed first when cleaning up."""
         self._clients: dict[str, Any] = {}
         self._executions: list[Execution] = []
+        self._noted = False
 
     @property
     def local(self) -> bool:
@@ -200,12 +209,18 @@ class Probe:
     # ---- what is made
 
     async def __aenter__(self) -> Probe:
-        await self._sweep()
         try:
+            await self._sweep()
             self.progress.step("Making users")
             await self.note(f"shelter:{self.shelter}", *(f"user:{user.user_id}" for user in self.cast.stored))
             for user in self.cast.stored:
                 await self._store(user)
+        except (BotoCoreError, ClientError) as error:
+            await self.clean_up()
+            raise MusterError(
+                f"The run cannot begin: {_reason(error)}.",
+                fix="Check the credentials, and allow what `muster verify --dry-run` lists.",
+            ) from error
         except BaseException:
             await self.clean_up()
             raise
@@ -216,6 +231,7 @@ class Probe:
 
     async def note(self, *resources: str) -> None:
         """Write names into the ledger, before what they name is made."""
+        self._noted = True
         await self.call(
             "dynamodb",
             "update_item",
@@ -297,6 +313,7 @@ class Probe:
                 close_timeout=5,
                 max_size=None,
                 proxy=None if self.local else True,
+                logger=WIRE_LOGGER,
             )
         except InvalidStatus:
             raise
@@ -370,6 +387,8 @@ class Probe:
         allowed = {"users", "shelters"} | ({"all"} if "all" in self.consent.scopes else set())
         if "role" in self.consent.scopes:
             allowed |= {"roles"}
+        if len(target.get("users", ())) > MOST_NAMED:
+            raise UnsafeTarget(f"A target names at most {MOST_NAMED} users.", fix="Name fewer.")
         strangers = [*(set(target) - allowed)]
         strangers += [name for name in target.get("users", ()) if name not in own]
         strangers += [name for name in target.get("shelters", ()) if name != self.shelter]
@@ -541,7 +560,8 @@ class Probe:
     async def clean_up(self) -> None:
         """Remove everything that this run made; what cannot be removed is in `left`. Repeatable."""
         self.progress.step("Removing what the run made")
-        await self.open.aclose()
+        with contextlib.suppress(Exception):  # a client that ended with an error is closed all the same
+            await self.open.aclose()
         deadline = time.monotonic() + ENDING_SECONDS
         for execution in self._executions:
             with contextlib.suppress(MusterError):
@@ -549,7 +569,8 @@ class Probe:
                     self.broadcaster.wait, execution, timeout=max(0.1, deadline - time.monotonic())
                 )
         self._executions.clear()
-        self.left += await self._remove(self.run)
+        if self._noted:
+            self.left += await self._remove(self.run)
 
     async def _sweep(self) -> None:
         """Remove what runs have left behind that began more than STALE_SECONDS ago."""

@@ -17,7 +17,7 @@ from muster.client import SETTLE_SECONDS
 from muster.seats import HANDSHAKE_LIMIT_MS, Seat, Timing, broadcast_limit_ms
 from muster.seed import User
 from muster.verify.account import function, roles
-from muster.verify.probe import SENDER, Probe, Socket
+from muster.verify.probe import MOST_NAMED, SENDER, Probe, Socket
 from muster.verify.rows import Broken, CannotTell, Check
 
 FRAME_BYTES = 32 * 1024
@@ -224,7 +224,7 @@ async def connection_ids(probe: Probe) -> str:
         for seat in seats
         for row in await probe.connections_of(seat.user.user_id)
     }
-    special = [seat for seat in seats if "=" in ids.get(seat.name, "")]
+    special = [seat for seat in seats if "=" in ids.get(seat.name, "")][:MOST_NAMED]
     if not special:
         raise CannotTell("No connection id of this run holds a `=`.")
     await _broadcast(
@@ -238,7 +238,7 @@ async def connection_ids(probe: Probe) -> str:
 
 async def to_users(probe: Probe) -> str:
     """Broadcast to half of the users by name."""
-    chosen = probe.seats.all[: (len(probe.seats.all) + 1) // 2]
+    chosen = probe.seats.all[: min((len(probe.seats.all) + 1) // 2, MOST_NAMED)]
     await _broadcast(probe, "message to users", {"users": [seat.user.user_id for seat in chosen]}, chosen)
     return f"The receipt counts {len(chosen)} delivered, and it arrived at those {len(chosen)}."
 
@@ -551,8 +551,8 @@ async def long_run(probe: Probe) -> str:
 async def latency(probe: Probe) -> str:
     """Time broadcasts to every client, and handshakes, once everything runs."""
     seats = probe.seats.all
-    target = {"users": [seat.user.user_id for seat in seats][:100]}
-    chosen = seats[:100]
+    chosen = seats[:MOST_NAMED]
+    target = {"users": [seat.user.user_id for seat in chosen]}
     await _broadcast(probe, "message before the clock runs", target, chosen)
     broadcasts = [
         (await _broadcast(probe, f"timed message {n}", target, chosen))[1] for n in range(1, ROUNDS + 1)

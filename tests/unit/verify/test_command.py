@@ -160,6 +160,8 @@ def test_a_resource_of_the_policy_is_the_narrowest_there_is(outputs_file: str) -
         "lambda:GetAccountSettings",
         "logs:DescribeLogGroups",
         "servicequotas:ListServiceQuotas",
+        "sns:GetSubscriptionAttributes",
+        "sns:Unsubscribe",
         "xray:BatchGetTraces",
     }
 

@@ -116,6 +116,12 @@ def test_a_target_beyond_the_run_is_refused(target: dict[str, Any]) -> None:
         World().check_target(target)
 
 
+def test_more_users_than_a_target_may_name_are_refused_before_an_execution_fails() -> None:
+    world = World()
+    with pytest.raises(UnsafeTarget):
+        world.check_target({"users": [world.cast.seats[0].user_id] * 101})
+
+
 def test_a_target_of_the_run_is_accepted_and_does_not_excuse_another() -> None:
     world = World()
     own = {"users": [user.user_id for user in world.cast.seats], "shelters": [world.shelter]}
