@@ -61,6 +61,7 @@ def policy(outputs: Outputs, consent: Consent) -> dict[str, Any]:
             ["dynamodb:DeleteItem", "dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem"],
             [messages],
         ),
+        (["dynamodb:GetItem"], [users]),
         (["dynamodb:Query"], [f"{connections}/index/UserIndex"]),
         (["dynamodb:DescribeTimeToLive"], [connections, messages]),
         (

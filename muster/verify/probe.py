@@ -65,7 +65,7 @@ FRAME_SECONDS = 30.0
 """How long a reply or a message may take: just over the 29 s that API Gateway gives an integration."""
 
 MOST_NAMED = 100
-"""Users in a target [docs/protocol.md]. More would be refused: a failed execution, for which an alarm goes off."""
+"""Users in a target [docs/protocol.md]. More are refused: a failed execution, for which an alarm goes off."""
 
 SENDER = {"service": PREFIX}
 
@@ -656,23 +656,17 @@ class Probe:
         await self._forget_audience(f"shelter#{shelter_id}")
 
     async def _remove_user(self, user_id: str, run: str) -> None:
-        for row in await self.connections_of(user_id):
-            await self._delete(self.outputs.connections_table, {"connectionId": row["connectionId"]})
+        key = {"userId": {"S": user_id}}
+        row = await self.call(
+            "dynamodb", "get_item", TableName=self.outputs.users_table, Key=key, ConsistentRead=True
+        )
+        if "Item" in row and row["Item"].get("verifyRun") != {"S": run}:
+            return  # a real person, whose id a token command gave: nothing of theirs is the run's
+        for connection in await self.connections_of(user_id):
+            await self.forget_connection(connection["connectionId"]["S"])
         for audience in ("user", "handover"):
             await self._forget_audience(f"{audience}#{user_id}")
-        try:
-            await self.call(
-                "dynamodb",
-                "delete_item",
-                TableName=self.outputs.users_table,
-                Key={"userId": {"S": user_id}},
-                # A user whom the run did not make is not removed by it either.
-                ConditionExpression="attribute_not_exists(userId) OR verifyRun = :run",
-                ExpressionAttributeValues={":run": {"S": run}},
-            )
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
-                raise
+        await self._delete(self.outputs.users_table, key)
 
     async def _forget_audience(self, audience: str) -> None:
         rows = await self.pages(

@@ -18,11 +18,15 @@ from typer.testing import CliRunner
 
 from muster import Outputs, seats
 from muster.cli.verify import app
+from muster.errors import MusterError
 from muster.progress import Silent
+from muster.tokens import TokenIssuer
 from muster.verify import (
     Consent,
     Report,
     Row,
+    SecretTokens,
+    Tokens,
     UnsafeTarget,
     live_connections,
     tokens_for,
@@ -114,15 +118,25 @@ def left_behind(deployment: Deployment) -> list[str]:
     return found + [name for name in names if PREFIX in name]
 
 
-def message_rows(deployment: Deployment) -> int:
-    """Count all rows of the messages table, digests included."""
+def traces_of(deployment: Deployment) -> tuple[int, int, int]:
+    """Count the rows of the messages table, the offline queue's messages, and the failed executions.
+
+    An alarm goes off for a failed execution of the broadcast machine.
+    """
     table = deployment.tables.Table(deployment.outputs.messages_table)
-    return int(table.scan(Select="COUNT")["Count"])
+    failed = deployment.stepfunctions.list_executions(
+        stateMachineArn=deployment.outputs.broadcast_state_machine_arn, statusFilter="FAILED"
+    )
+    return (
+        int(table.scan(Select="COUNT")["Count"]),
+        messages_in(deployment, deployment.outputs.offline_queue_url),
+        len(failed["executions"]),
+    )
 
 
-def run(outputs: Outputs, **options: Any) -> Report:
+def run(outputs: Outputs, tokens: Tokens | None = None, **options: Any) -> Report:
     """Verify with a few clients."""
-    return asyncio.run(verify(outputs, tokens_for(outputs), **{"clients": 4, **options}))
+    return asyncio.run(verify(outputs, tokens or tokens_for(outputs), clients=4, **options))
 
 
 def results(report: Report) -> dict[str, str]:
@@ -162,7 +176,7 @@ def test_the_local_stack_holds_everything_that_it_has_and_nobody_else_gets_anyth
 ) -> None:
     bystander = open_socket(deployment.user("admin", unique("shelter")))
     queue = bystander_queue({})
-    before = message_rows(deployment), messages_in(deployment, deployment.outputs.offline_queue_url)
+    before = traces_of(deployment)
     called.clear()
 
     ended = CliRunner().invoke(app, ["--outputs", str(outputs_file), "--json", "--clients", "6"])
@@ -178,8 +192,7 @@ def test_the_local_stack_holds_everything_that_it_has_and_nobody_else_gets_anyth
     assert bystander.heard() == []
     assert messages_in(deployment, queue) == 0
     assert left_behind(deployment) == []
-    after = message_rows(deployment), messages_in(deployment, deployment.outputs.offline_queue_url)
-    assert after == before
+    assert traces_of(deployment) == before
     assert calls - allowed(deployment, Consent()) == set()
     assert allowed(deployment, Consent()) - calls == NOT_CALLED_HERE | FALLBACK_CALLS
 
@@ -348,6 +361,41 @@ def test_a_stack_that_expects_other_tokens_fails_the_handshakes(deployment: Depl
         "resume": "unknown",
     }
     assert report.rows[0].detail == "The handshake was answered with 401."
+
+
+def test_tokens_may_come_from_a_command(deployment: Deployment, tmp_path: Path) -> None:
+    script = tmp_path / "print_token.py"
+    script.write_text(
+        "import os, jwt\n"
+        f"claims = {deployment.claims('')!r} | {{'sub': 'idp-' + os.environ['MUSTER_USER_ID']}}\n"
+        f"print(jwt.encode(claims, {deployment.jwt_secret!r}))\n"
+    )
+    tokens = tokens_for(deployment.outputs, f"'{sys.executable}' '{script}'")
+
+    report = run(deployment.outputs, tokens=tokens, only=["refused-tokens", "refused-users", "users"])
+
+    assert set(results(report).values()) == {"held"}
+    assert left_behind(deployment) == []
+
+
+def test_a_user_who_is_in_the_table_already_is_not_touched(deployment: Deployment, open_socket: Open) -> None:
+    person = deployment.user("resident")
+    socket = open_socket(person)
+    message = deployment.broadcast({"users": [person.user_id]})["id"]
+
+    class Tokens(SecretTokens):
+        def user(self, suggested: str) -> str:
+            return person.user_id if suggested.endswith("-away") else suggested
+
+    tokens = Tokens(TokenIssuer.from_outputs(deployment.outputs))
+    with pytest.raises(MusterError, match=person.user_id):
+        run(deployment.outputs, tokens=tokens, only=["expiry"])
+
+    users = deployment.tables.Table(deployment.outputs.users_table)
+    assert users.get_item(Key={"userId": person.user_id})["Item"] == person.item()
+    assert deployment.connections_of(person.user_id) == [socket.connection_id]
+    assert [item["messageId"] for item in deployment.queued(f"user#{person.user_id}")] == [message]
+    assert left_behind(deployment) == []
 
 
 def test_a_table_whose_rows_do_not_expire_fails_its_row(deployment: Deployment) -> None:
