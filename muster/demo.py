@@ -1,9 +1,7 @@
 """The demo: real clients, real broadcasts, and proof that each client got exactly what was meant for it.
 
 `run` works against any local stack. Who must get what is worked out from the users alone, independently of
-how the stack finds its audiences. That a client got nothing else is known without waiting: after the last
-receipt each client sends a ping, and since the frames of one connection are ordered, whatever was posted to
-it has arrived when the pong does.
+how the stack finds its audiences.
 """
 
 from __future__ import annotations
@@ -11,52 +9,30 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, cycle, islice, product, zip_longest
-from math import ceil
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from muster.broadcaster import Broadcaster, BroadcastTimeout, Execution, MessageType, Receipt
-from muster.client import Client, Message
+from muster.broadcaster import Broadcaster, Execution, MessageType
 from muster.outputs import Outputs
 from muster.progress import Progress, Silent
+from muster.seats import (
+    ARRIVAL_SECONDS,
+    HANDSHAKE_LIMIT_MS,
+    Seats,
+    Timing,
+    broadcast_limit_ms,
+    wait_for_receipt,
+)
 from muster.seed import SHELTERS, USERS, User
 from muster.tokens import TokenIssuer
 
 FEWEST_CLIENTS = 6
 """One of each role, and one of them twice."""
 
-AT_ONCE = 16
-"""Handshakes or pings in flight: the emulator passes each through one warm Lambda process, in turn."""
-
-HANDSHAKE_LIMIT_MS = 2_000.0
 TABLE_OPERATION_LIMIT_MS = 100.0
-BROADCAST_LIMIT_MS = 3_000.0
-"""From StartExecution to the last arrival at 50 clients, once the Lambdas run."""
-
-MS_PER_FURTHER_CLIENT = 10.0
-
-RECEIPT_SECONDS = 60.0
-ARRIVAL_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How long something took over several samples, in milliseconds."""
-
-    p50_ms: float
-    p99_ms: float
-    max_ms: float
-
-    @classmethod
-    def of(cls, seconds: Iterable[float]) -> Self:
-        """Summarise at least one sample, by nearest rank."""
-        samples = sorted(1000 * second for second in seconds)
-        rank = {percent: samples[ceil(percent / 100 * len(samples)) - 1] for percent in (50, 99, 100)}
-        return cls(*(round(value, 1) for value in rank.values()))
 
 
 @dataclass(frozen=True)
@@ -181,29 +157,6 @@ def is_addressed(user: User, target: Mapping[str, Any]) -> bool:
     )
 
 
-def broadcast_limit_ms(clients: int) -> float:
-    """Return the limit from StartExecution to the last arrival, which grows with the clients beyond 50."""
-    return BROADCAST_LIMIT_MS + MS_PER_FURTHER_CLIENT * max(0, clients - 50)
-
-
-def compare(
-    expected: Mapping[str, Collection[str]], received: Mapping[str, Collection[str]], names: Mapping[str, str]
-) -> list[str]:
-    """Return a sentence for each difference between who should have got each message and who did.
-
-    Both map message ids to clients; `names` describes the messages that were sent.
-    """
-    problems = []
-    for identifier in sorted(expected.keys() | received.keys()):
-        name = names.get(identifier, f"a message that nobody sent ({identifier})")
-        should, did = set(expected.get(identifier, ())), set(received.get(identifier, ()))
-        if should - did:
-            problems.append(f"{name}: nothing arrived at {_some(should - did)}")
-        if did - should:
-            problems.append(f"{name}: arrived at {_some(did - should)}, who are not addressed")
-    return problems
-
-
 async def run(outputs: Outputs, clients: int, progress: Progress | None = None) -> Report:
     """Play the demo with at least FEWEST_CLIENTS clients against a freshly seeded local stack.
 
@@ -212,9 +165,10 @@ async def run(outputs: Outputs, clients: int, progress: Progress | None = None) 
     shown = progress or Silent()
     users = cast(clients)
     await asyncio.to_thread(_write_users, outputs, users)
-    room = _Room(outputs, users, shown)
-    async with room:
-        handshake = Timing.of(seat.handshake_seconds for seat in room.seats)
+    seats = Seats(outputs.websocket_url, TokenIssuer.from_outputs(outputs).issue, users, shown)
+    room = _Room(outputs, seats)
+    async with seats:
+        handshake = Timing.of(seat.handshake_seconds for seat in seats.all)
         deliveries = []
         for step in script(users):
             shown.step(f"Broadcasting {step.type} to {step.scope} by {step.via}")
@@ -224,7 +178,7 @@ async def run(outputs: Outputs, clients: int, progress: Progress | None = None) 
         shown.step("Closing a client and sending to its user")
         missed = await room.miss_and_resume()
         shown.step("Checking that nobody got anything else")
-        await room.settle()
+        await seats.settle()
     slowest = max((delivery.timing.max_ms for delivery in deliveries[1:] if delivery.timing), default=0.0)
     limits = (
         Limit("handshake", handshake.max_ms, HANDSHAKE_LIMIT_MS),
@@ -244,7 +198,7 @@ async def run(outputs: Outputs, clients: int, progress: Progress | None = None) 
         missed=missed,
         table_operations=tables,
         limits=limits,
-        problems=[*room.problems, *room.differences(), *too_slow],
+        problems=[*room.problems, *seats.differences(), *too_slow],
     )
 
 
@@ -275,98 +229,18 @@ def time_table_operations(outputs: Outputs, rounds: int = 5) -> dict[str, Timing
     return {operation: Timing.of(samples) for operation, samples in seconds.items()}
 
 
-@dataclass
-class _Seat:
-    """One client of the demo and what it received: message ids with the time of arrival.
-
-    `position` is where the next client of the same seat goes on.
-    """
-
-    name: str
-    user: User
-    received: dict[str, float] = field(default_factory=dict)
-    duplicates: int = 0
-    handshake_seconds: float = 0.0
-    position: str | None = None
-    client: Client | None = None
-    collector: asyncio.Task[None] | None = None
-
-    async def open(self, client: Client, arrival: asyncio.Event) -> None:
-        await client.__aenter__()
-        self.client = client
-        self.handshake_seconds = client.handshake_seconds
-        self.collector = asyncio.create_task(self._collect(client, arrival))
-
-    async def close(self) -> None:
-        """Close the client and take in everything that arrived before."""
-        if self.client and self.collector:
-            await self.client.close()
-            await self.collector
-            self.duplicates += self.client.duplicates
-            self.position = self.client.position
-            self.client = None
-
-    async def send(self, message: Mapping[str, Any]) -> Message:
-        if self.client is None:
-            raise RuntimeError(f"{self.name} is not connected")
-        return await self.client.send(message)
-
-    async def _collect(self, client: Client, arrival: asyncio.Event) -> None:
-        async for message in client:
-            self.received.setdefault(message["id"], time.perf_counter())
-            arrival.set()
-
-
 class _Room:
-    """Every client of the demo; on leaving, all are closed and `differences` has the last word."""
+    """What the demo does with its clients; `problems` names what a receipt or the queue got wrong."""
 
-    def __init__(self, outputs: Outputs, users: Sequence[User], progress: Progress) -> None:
+    def __init__(self, outputs: Outputs, seats: Seats) -> None:
         self._outputs = outputs
-        self._progress = progress
-        self._issuer = TokenIssuer.from_outputs(outputs)
+        self._seats = seats
         self._broadcaster = Broadcaster.from_outputs(outputs)
-        self._arrival = asyncio.Event()
-        self._expected: dict[str, set[str]] = {}
-        self._names: dict[str, str] = {}
         self.problems: list[str] = []
-        self.seats: list[_Seat] = []
-        taken: set[str] = set()
-        for user in users:
-            again = " (2)" if user.user_id in taken else ""
-            taken.add(user.user_id)
-            self.seats.append(_Seat(user.user_id + again, user))
-
-    async def __aenter__(self) -> Self:
-        self._progress.step(f"Connecting {len(self.seats)} clients")
-        limit = asyncio.Semaphore(AT_ONCE)
-        connected = 0
-
-        async def connect(seat: _Seat) -> None:
-            nonlocal connected
-            async with limit:
-                await seat.open(self._client(seat), self._arrival)
-            connected += 1
-            self._progress.detail(f"{connected}/{len(self.seats)}")
-
-        try:
-            # The first waits for a Lambda to start, and nobody else behind it.
-            await connect(self.seats[0])
-            async with asyncio.TaskGroup() as group:
-                for seat in self.seats[1:]:
-                    group.create_task(connect(seat))
-        except BaseException as error:
-            await self._close()
-            raise error.exceptions[0] if isinstance(error, ExceptionGroup) else error from None
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._close()
 
     async def perform(self, step: Step) -> Delivery:
         """Send a broadcast and wait for its receipt and for its arrival at every client it is meant for."""
-        addressed = [seat for seat in self.seats if is_addressed(seat.user, step.target)]
+        addressed = [seat for seat in self._seats.all if is_addressed(seat.user, step.target)]
         payload = {"text": f"{step.type} to {step.scope}"}
         started = time.perf_counter()
         if step.sender is None:
@@ -374,17 +248,17 @@ class _Room:
         else:
             message = {"action": step.type, "target": step.target, "payload": payload}
             about = {"shelterId": step.shelter_id} if step.shelter_id else {}
-            ack = await self._seat(step.sender).send(message | about)
+            ack = await self._seats.of(step.sender).send(message | about)
             execution = self._broadcaster.execution(ack["execution"])
-        receipt = await self._receipt(execution)
+        receipt = await wait_for_receipt(self._broadcaster, execution)
         name = f"{step.type} to {step.scope} by {step.via}"
-        self._expect(receipt, name, addressed)
+        self._seats.expect(receipt.id, name, addressed)
         counts = (receipt.audience, receipt.delivered, receipt.gone, receipt.failed, receipt.offline)
         if counts != (len(addressed), len(addressed), 0, 0, 0):
             self.problems.append(
                 f"{name}: the receipt counts {receipt.to_dict()}, not {len(addressed)} delivered"
             )
-        await self._arrivals(receipt.id, addressed)
+        await self._seats.arrivals(receipt.id, addressed)
         latencies = [seat.received[receipt.id] - started for seat in addressed if receipt.id in seat.received]
         return Delivery(
             via=step.via,
@@ -398,14 +272,14 @@ class _Room:
 
     async def miss_and_resume(self) -> Missed:
         """Close a client, send to its user, look for the message in the queue, and reconnect to resume."""
-        seat = self.seats[-1]
+        seat = self._seats.all[-1]
         user_id = seat.user.user_id
         await seat.close()
         await self._forgotten(user_id)
         name = "alert to a user who is offline"
         execution = await self._start("alert", {"users": [user_id]}, {"text": name}, None)
-        receipt = await self._receipt(execution)
-        self._expect(receipt, name, [seat])
+        receipt = await wait_for_receipt(self._broadcaster, execution)
+        self._seats.expect(receipt.id, name, [seat])
         if (receipt.delivered, receipt.offline) != (0, 1):
             self.problems.append(
                 f"{name}: the receipt counts {receipt.to_dict()}, not one user handed to SNS"
@@ -414,8 +288,8 @@ class _Room:
         if notification is None:
             self.problems.append(f"{name}: no SNS message about it reached the queue")
         started = time.perf_counter()
-        await seat.open(self._client(seat), self._arrival)
-        await self._arrivals(receipt.id, [seat])
+        await self._seats.open(seat)
+        await self._seats.arrivals(receipt.id, [seat])
         return Missed(
             user_id=user_id,
             message_id=receipt.id,
@@ -424,40 +298,6 @@ class _Room:
             resumed_after_ms=round(1000 * (time.perf_counter() - started), 1),
         )
 
-    async def settle(self) -> None:
-        """Return when everything that was posted to any client has arrived."""
-        limit = asyncio.Semaphore(AT_ONCE)
-
-        async def ping(seat: _Seat) -> None:
-            async with limit:
-                await seat.send({"action": "ping"})
-
-        await asyncio.gather(*(ping(seat) for seat in self.seats))
-
-    def differences(self) -> list[str]:
-        """Return a sentence for each message that is missing, astray or doubled."""
-        received: dict[str, set[str]] = {}
-        for seat in self.seats:
-            for identifier in seat.received:
-                received.setdefault(identifier, set()).add(seat.name)
-        twice = [
-            f"{seat.name} got {seat.duplicates} messages twice" for seat in self.seats if seat.duplicates
-        ]
-        return compare(self._expected, received, self._names) + twice
-
-    def _client(self, seat: _Seat) -> Client:
-        user_id = seat.user.user_id
-        return Client(
-            self._outputs.websocket_url, lambda: self._issuer.issue(user_id), position=seat.position
-        )
-
-    def _seat(self, user_id: str) -> _Seat:
-        return next(seat for seat in self.seats if seat.user.user_id == user_id)
-
-    def _expect(self, receipt: Receipt, name: str, seats: Iterable[_Seat]) -> None:
-        self._names[receipt.id] = name
-        self._expected[receipt.id] = {seat.name for seat in seats}
-
     async def _start(
         self, kind: MessageType, target: Mapping[str, Any], payload: Mapping[str, Any], shelter_id: str | None
     ) -> Execution:
@@ -465,26 +305,6 @@ class _Room:
         return await asyncio.to_thread(
             self._broadcaster.start, kind, target, payload, shelter_id=shelter_id, sender=sender
         )
-
-    async def _receipt(self, execution: Execution) -> Receipt:
-        """Wait in short turns: a thread that waits cannot be interrupted."""
-        deadline = time.monotonic() + RECEIPT_SECONDS
-        while True:
-            try:
-                return await asyncio.to_thread(self._broadcaster.wait, execution, timeout=0.5)
-            except BroadcastTimeout:
-                if time.monotonic() > deadline:
-                    raise
-
-    async def _arrivals(self, identifier: str, seats: Sequence[_Seat]) -> None:
-        """Wait until a message is at every seat, or long enough to be sure that it will not come."""
-        try:
-            async with asyncio.timeout(ARRIVAL_SECONDS):
-                while any(identifier not in seat.received for seat in seats):
-                    self._arrival.clear()
-                    await self._arrival.wait()
-        except TimeoutError:
-            return
 
     async def _forgotten(self, user_id: str) -> None:
         """Wait until no connection of a user is known: one that is just closing may still take a post."""
@@ -517,17 +337,8 @@ class _Room:
                     return notification
         return None
 
-    async def _close(self) -> None:
-        await asyncio.gather(*(seat.close() for seat in self.seats))
-
 
 def _write_users(outputs: Outputs, users: Iterable[User]) -> None:
     with outputs.resource("dynamodb").Table(outputs.users_table).batch_writer() as batch:
         for user in set(users) - set(USERS):
             batch.put_item(Item=user.item())
-
-
-def _some(names: Collection[str], most: int = 5) -> str:
-    shown = sorted(names)[:most]
-    rest = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {rest} more" if rest else "")

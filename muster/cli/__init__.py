@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
 
-from muster.cli import demo, deployment, logs, messaging, stack
+from muster.cli import demo, deployment, logs, messaging, stack, verify
 from muster.cli.console import stderr
 from muster.cli.options import Command
 from muster.errors import MusterError
@@ -30,6 +30,7 @@ for title, commands in (
     ("Deployment", logs.app),
     ("Messages", messaging.app),
     ("Demo", demo.app),
+    ("Demo", verify.app),
 ):
     for command in commands.registered_commands:
         command.rich_help_panel = title

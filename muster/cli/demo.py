@@ -1,15 +1,11 @@
 """`muster demo`: the whole pipeline on this machine, with a verdict."""
 
-import asyncio
-import signal
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated
 
 import typer
 from rich import box
@@ -17,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from muster.cli.console import echo_json, progress, stderr, stdout
+from muster.cli.interrupts import Interrupts
 from muster.demo import FEWEST_CLIENTS, Missed, Report, run
 from muster.errors import MusterError
 from muster.outputs import Outputs
@@ -24,8 +21,6 @@ from muster.progress import Progress
 from muster.stack import Stack
 
 app = typer.Typer()
-
-T = TypeVar("T")
 
 
 class DemoFailed(MusterError):
@@ -49,7 +44,11 @@ def demo(
     was missing, and every figure over its limit.
     """
     _allow_many_sockets()
-    with _Interrupts() as interrupts, progress() as shown, _temporary_stack(port, keep, shown) as outputs:
+    with (
+        Interrupts("the stack is being removed") as interrupts,
+        progress() as shown,
+        _temporary_stack(port, keep, shown) as outputs,
+    ):
         report = interrupts.run(run(outputs, clients, shown))
     if as_json:
         echo_json(asdict(report) | {"passed": not report.problems}, indent=2)
@@ -57,57 +56,6 @@ def demo(
         _print(report)
     if report.problems:
         raise DemoFailed("\n".join(["The demo failed:", *(f"- {problem}" for problem in report.problems)]))
-
-
-class _Interrupts:
-    """Lets the first Ctrl-C, `kill` or closed terminal end the demo, and no later one its cleaning up."""
-
-    def __init__(self) -> None:
-        self._ending = False
-        self._cancel: Callable[[], object] | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-            number = getattr(signal, name, None)
-            if number and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                self._before[number] = signal.signal(number, self._interrupt)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run the demo proper; an interrupt cancels it, so that it can close what it opened.
-
-        After it only the cleaning up is left, so from then on interrupts are not heeded.
-        """
-
-        async def cancellable() -> T:
-            task = asyncio.ensure_future(coroutine)
-            self._cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel)
-            try:
-                return await task
-            finally:
-                self._ending = True
-
-        try:
-            return asyncio.run(cancellable())
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
-
-    def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
-        if self._ending:
-            with suppress(OSError):  # the terminal may be what has gone
-                stderr.print("Stopping already: the stack is being removed.")
-            return
-        self._ending = True
-        if self._cancel is None:
-            raise KeyboardInterrupt
-        self._cancel()
 
 
 @contextmanager

@@ -18,14 +18,12 @@ from muster.demo import (
     Limit,
     Missed,
     Report,
-    Timing,
-    broadcast_limit_ms,
     cast,
-    compare,
     is_addressed,
     script,
 )
 from muster.errors import MusterError, StackError
+from muster.seats import Timing, broadcast_limit_ms, compare
 from muster.seed import USERS, User
 from muster.stack import Status
 

@@ -1,0 +1,313 @@
+"""Checks that read what is deployed and what the account allows. They change nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from muster.errors import MusterError
+from muster.outputs import Outputs
+from muster.verify.probe import Probe, finished
+from muster.verify.rows import DENIED, Broken, CannotTell, Check
+
+PAGING_ALARMS = (
+    "broadcasts-failed",
+    "partitions-unreached",
+    "offline-failed",
+    "connections-failed",
+    "undeliverable",
+)
+"""Of the alarms in terraform/alarms.tf, those which say that people were not reached."""
+
+EXPIRING = ("connections", "messages")
+
+TRACE_SECONDS = 60.0
+
+
+async def function(probe: Probe, name: str) -> dict[str, Any]:
+    """Return the configuration of a function, by the name of its source."""
+    deployed = probe.outputs.function_names.get(name)
+    if deployed is None:
+        raise CannotTell("The outputs do not name the functions.", "Export the outputs of this version.")
+    return await probe.call("lambda", "get_function_configuration", FunctionName=deployed)
+
+
+async def roles(probe: Probe) -> dict[str, Any]:
+    """Return the deployment's roles, each with the actions that it may send."""
+    configuration = await function(probe, "default")
+    found: dict[str, Any] = json.loads(configuration["Environment"]["Variables"]["ROLES"])
+    return found
+
+
+def role_to_test(outputs: Outputs) -> str:
+    """Return the role that `--scopes role` addresses: the first by name."""
+    deployed = outputs.function_names.get("default")
+    if deployed is None:
+        raise MusterError("The outputs do not name the functions.", fix="Export the outputs of this version.")
+    configuration = outputs.client("lambda").get_function_configuration(FunctionName=deployed)
+    return str(min(json.loads(configuration["Environment"]["Variables"]["ROLES"])))
+
+
+async def definition(probe: Probe, arn: str) -> dict[str, Any]:
+    """Return the definition of a state machine."""
+    described = await probe.call("stepfunctions", "describe_state_machine", stateMachineArn=arn)
+    parsed: dict[str, Any] = json.loads(described["definition"])
+    return parsed
+
+
+def prefix(probe: Probe) -> str:
+    """Return the deployment's name_prefix."""
+    return probe.outputs.broadcast_state_machine_arn.rpartition(":")[2].removesuffix("-broadcast")
+
+
+def _aws_only(probe: Probe, what: str) -> None:
+    if probe.local:
+        raise CannotTell(f"The emulator has no {what}.", "Run it against AWS.")
+
+
+# ---- Quotas
+
+
+async def request_quota(probe: Probe) -> str:
+    """Compare the pace of posting with the requests per second that the account may make."""
+    _aws_only(probe, "Service Quotas")
+    machine = await definition(probe, probe.outputs.broadcast_state_machine_arn)
+    pace = re.search(r"\$burst := ([\d.e+]+) / \$lanes; \{'rate': ([\d.e+]+) / \$lanes", json.dumps(machine))
+    if pace is None:
+        raise CannotTell("The broadcast machine does not show its pace.", "Use the version that is deployed.")
+    burst, rate = (float(number) for number in pace.groups())
+    allowed_rate, allowed_burst = await _throttle(probe)
+    figures = f"post_rate {rate:g} of {allowed_rate:g}/s, post_burst {burst:g} of {allowed_burst:g}"
+    if rate > allowed_rate or burst > allowed_burst:
+        raise Broken(
+            f"Broadcasts exceed the account's quota: {figures}.",
+            "Lower post_rate and post_burst, or raise the quota: docs/operations.md#raising-quotas.",
+        )
+    return f"{figures}."
+
+
+async def _throttle(probe: Probe) -> tuple[float, float]:
+    """Return the account's rate and burst: what API Gateway applies, else what Service Quotas lists."""
+    try:
+        account = await probe.call("apigateway", "get_account")
+        settings = account["throttleSettings"]
+        return float(settings["rateLimit"]), float(settings["burstLimit"])
+    except (ClientError, KeyError) as error:
+        if isinstance(error, ClientError) and error.response["Error"]["Code"] not in DENIED:
+            raise
+    quotas = await _quotas(probe, "apigateway")
+    rates = [quotas.get(name) for name in ("Throttle rate", "Throttle burst rate")]
+    if rates[0] is None or rates[1] is None:
+        raise CannotTell("Service Quotas lists no throttle rate for API Gateway.")
+    return rates[0], rates[1]
+
+
+async def _quotas(probe: Probe, service: str) -> dict[str, float]:
+    entries = await probe.pages("service-quotas", "list_service_quotas", "Quotas", ServiceCode=service)
+    return {entry["QuotaName"]: float(entry["Value"]) for entry in entries if "Value" in entry}
+
+
+async def granted_quotas(probe: Probe) -> str:
+    """Report what Service Quotas lists for WebSockets."""
+    _aws_only(probe, "Service Quotas")
+    quotas = await _quotas(probe, "apigateway")
+    shown = {name: value for name, value in quotas.items() if "hrottle" in name or "WebSocket" in name}
+    if not shown:
+        raise CannotTell("Service Quotas lists nothing about WebSockets or throttling for API Gateway.")
+    connects = [value for name, value in shown.items() if "onnection" in name and "second" in name]
+    shards = int((await function(probe, "connect"))["Environment"]["Variables"]["AUDIENCE_SHARDS"])
+    listed = ", ".join(f"{name} {value:g}" for name, value in sorted(shown.items()))
+    # A DynamoDB partition takes 1,000 writes a second, and each connect is one [DynamoDB limits].
+    if connects and max(connects) > 1000 * shards:
+        raise Broken(
+            f"{listed}; but {shards} audience shards take {1000 * shards} connects a second.",
+            f"Set audience_shards to {-(-int(max(connects)) // 1000)}.",
+        )
+    return f"{listed}."
+
+
+async def lambda_concurrency(probe: Probe) -> str:
+    """Compare the account's concurrent executions with what one broadcast uses."""
+    _aws_only(probe, "limit of concurrent executions")
+    broadcast = await definition(probe, probe.outputs.broadcast_state_machine_arn)
+    fanout = await definition(probe, probe.outputs.fanout_state_machine_arn)
+    lanes = re.search(r'"MaxConcurrency": "\{% (\d+) %\}"', json.dumps(broadcast))
+    batches = re.search(r'"MaxConcurrency": "\{% (\d+) %\}"', json.dumps(fanout))
+    if lanes is None or batches is None:
+        raise CannotTell("The machines do not show their concurrency.", "Use the version that is deployed.")
+    wanted = int(lanes[1]) * int(batches[1])
+    limit = (await probe.call("lambda", "get_account_settings"))["AccountLimit"]
+    free = limit["UnreservedConcurrentExecutions"]
+    if free < wanted:
+        raise Broken(
+            f"{free} concurrent executions are unreserved, and a broadcast uses up to {wanted}.",
+            "Raise the quota of Lambda's concurrent executions, or lower partition_concurrency.",
+        )
+    return f"{free} concurrent executions are unreserved; a broadcast uses up to {wanted}."
+
+
+# ---- What is deployed
+
+
+def _tables(probe: Probe) -> dict[str, str]:
+    outputs = probe.outputs
+    return {
+        "connections": outputs.connections_table,
+        "users": outputs.users_table,
+        "messages": outputs.messages_table,
+        "shelters": outputs.shelters_table,
+    }
+
+
+async def expiry(probe: Probe) -> str:
+    """Look at the time to live of the tables whose rows expire."""
+    off = []
+    for name in EXPIRING:
+        answer = await probe.call("dynamodb", "describe_time_to_live", TableName=_tables(probe)[name])
+        described = answer["TimeToLiveDescription"]
+        if described.get("TimeToLiveStatus") not in ("ENABLED", "ENABLING") or (
+            described.get("AttributeName") != "ttl"
+        ):
+            off.append(name)
+    if off:
+        raise Broken(f"No rows expire in {' and '.join(off)}.", "Apply terraform/ again.")
+    return "The attribute ttl expires rows of connections and messages."
+
+
+async def recovery(probe: Probe) -> str:
+    """Look at the point-in-time recovery of the tables that the module made."""
+    off, others = [], []
+    for name, table in _tables(probe).items():
+        if table != f"{prefix(probe)}-{name}":
+            others.append(table)  # of existing_tables: its owner decides
+            continue
+        answer = await probe.call("dynamodb", "describe_continuous_backups", TableName=table)
+        status = answer["ContinuousBackupsDescription"].get("PointInTimeRecoveryDescription", {})
+        if status.get("PointInTimeRecoveryStatus") != "ENABLED":
+            off.append(name)
+    if off:
+        raise Broken(f"Without point-in-time recovery: {', '.join(off)}.", "Apply terraform/ again.")
+    return "Every table has it" + (f", apart from your own {', '.join(others)}." if others else ".")
+
+
+async def encryption(probe: Probe) -> str:
+    """Look at the keys of the topic and the queue."""
+    topic = await probe.call("sns", "get_topic_attributes", TopicArn=probe.outputs.offline_topic_arn)
+    queue = await probe.call(
+        "sqs", "get_queue_attributes", QueueUrl=probe.outputs.offline_queue_url, AttributeNames=["All"]
+    )
+    plain = [] if topic["Attributes"].get("KmsMasterKeyId") else ["topic"]
+    attributes = queue["Attributes"]
+    if not attributes.get("KmsMasterKeyId") and attributes.get("SqsManagedSseEnabled") != "true":
+        plain.append("queue")
+    if plain:
+        raise Broken(f"Not encrypted at rest: offline {' and '.join(plain)}.", "Apply terraform/ again.")
+    return "The offline topic and queue are encrypted at rest."
+
+
+async def plain_http(probe: Probe) -> str:
+    """Read the queue's attributes over TLS, and then try the same over plain HTTP."""
+    _aws_only(probe, "TLS")
+    url = probe.outputs.offline_queue_url
+    await probe.call("sqs", "get_queue_attributes", QueueUrl=url, AttributeNames=["QueueArn"])
+    endpoint = probe.aws("sqs").meta.endpoint_url.replace("https://", "http://")
+    insecure = probe.outputs.session().client("sqs", endpoint_url=endpoint)
+    try:
+        await finished(
+            asyncio.to_thread(
+                insecure.get_queue_attributes,
+                QueueUrl=url.replace("https://", "http://"),
+                AttributeNames=["QueueArn"],
+            )
+        )
+    except ClientError as error:
+        if error.response["Error"]["Code"] in DENIED:
+            return "The queue answered over TLS and refused the same call without."
+        raise
+    raise Broken("The queue answered over plain HTTP.", "Apply terraform/ again.")
+
+
+async def log_groups(probe: Probe) -> str:
+    """Look for each function's log group."""
+    names = sorted(set(probe.outputs.log_groups.values()))
+    if not names:
+        raise CannotTell("The outputs name no log groups.", "Export the outputs of this version.")
+    problems = []
+    for name in names:
+        found = await probe.pages("logs", "describe_log_groups", "logGroups", logGroupNamePrefix=name)
+        group = next((group for group in found if group["logGroupName"] == name), None)
+        if group is None:
+            problems.append(f"{name} is missing")
+        elif not group.get("retentionInDays"):
+            problems.append(f"{name} keeps everything for ever")
+    if problems:
+        raise Broken(f"{'; '.join(problems)}.", "Apply terraform/ again.")
+    return f"{len(names)} log groups exist, each with a retention."
+
+
+async def alarms(probe: Probe) -> str:
+    """Look for the alarms which say that people were not reached, and whom they tell."""
+    _aws_only(probe, "alarms of Muster")
+    found = {
+        alarm["AlarmName"].removeprefix(f"{prefix(probe)}-"): alarm
+        for alarm in await probe.pages(
+            "cloudwatch", "describe_alarms", "MetricAlarms", AlarmNamePrefix=f"{prefix(probe)}-"
+        )
+    }
+    if missing := [name for name in PAGING_ALARMS if name not in found]:
+        raise Broken(f"Missing alarms: {', '.join(missing)}.", "Apply terraform/ again.")
+    if silent := [name for name in PAGING_ALARMS if not found[name].get("AlarmActions")]:
+        raise Broken(f"{', '.join(silent)} would tell nobody.", "Set alarm_actions.")
+    ringing = sorted(name for name, alarm in found.items() if alarm.get("StateValue") == "ALARM")
+    return f"{len(found)} alarms exist and tell somebody. In alarm now: {', '.join(ringing) or 'none'}."
+
+
+async def traces(probe: Probe) -> str:
+    """Look for the trace of a broadcast, and whether its fan-out joins it."""
+    _aws_only(probe, "X-Ray")
+    execution = await probe.start({"users": [probe.cast.absent.user_id]}, {"text": "Trace of a test."})
+    await probe.receipt(execution)
+    described = await probe.call("stepfunctions", "describe_execution", executionArn=execution.arn)
+    root = re.search(r"Root=([^;]+)", described.get("traceHeader") or "")
+    if root is None:
+        raise CannotTell("The execution has no trace header: it was not sampled.", "Repeat it.")
+    deadline = time.monotonic() + TRACE_SECONDS
+    names: set[str] = set()
+    fanout = f"{prefix(probe)}-fanout"
+    while True:
+        answer = await probe.call("xray", "batch_get_traces", TraceIds=[root[1]])
+        names |= {
+            str(json.loads(segment["Document"]).get("name"))
+            for trace in answer.get("Traces", ())
+            for segment in trace.get("Segments", ())
+        }
+        if fanout in names or time.monotonic() >= deadline:
+            break
+        await asyncio.sleep(2)
+    if not names:
+        raise CannotTell(f"No trace was there after {TRACE_SECONDS:.0f} s: it may not have been sampled.")
+    joins = "joins it" if fanout in names else "has a trace of its own"
+    return f"The broadcast is traced, and its fan-out {joins}."
+
+
+OPERATIONS = "Muster: docs/operations.md"
+
+CHECKS = (
+    Check("post-rate", "Broadcasts stay under the account's quota.", OPERATIONS, request_quota),
+    Check("quotas", "The shards take every connect that the account allows.", OPERATIONS, granted_quotas),
+    Check(
+        "lambda-concurrency", "Lambda may run a broadcast's batches at once.", OPERATIONS, lambda_concurrency
+    ),
+    Check("expiry", "Rows of connections and messages expire.", "Muster: docs/data.md", expiry),
+    Check("recovery", "Tables can be restored to a point in time.", "Muster: docs/data.md", recovery),
+    Check("encryption", "What waits is encrypted.", "Muster: docs/data.md", encryption),
+    Check("plain-http", "Queues refuse plain HTTP.", "Muster: docs/security.md", plain_http),
+    Check("log-groups", "What functions log is kept, and not for ever.", OPERATIONS, log_groups),
+    Check("alarms", "Somebody is told when people are not reached.", OPERATIONS, alarms),
+    Check("traces", "A broadcast is traced.", OPERATIONS, traces),
+)

@@ -1,0 +1,124 @@
+"""What a run would do and which permissions it needs: `muster verify --dry-run`. Nothing is called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from muster.outputs import Outputs
+from muster.verify import traffic
+from muster.verify.probe import LEDGER, PREFIX, Consent
+from muster.verify.rows import Check
+
+
+def steps(outputs: Outputs, clients: int, consent: Consent, checks: Iterable[Check]) -> list[str]:
+    """Return what a run would make, send and leave, in sentences."""
+    named = ", ".join(check.name for check in checks)
+    reach = "only the users of the run"
+    if consent.scopes:
+        reach += (
+            f"; and, after a confirmation that shows their number, {' and '.join(sorted(consent.scopes))}"
+        )
+    subscribers = (
+        "every subscription of the offline topic whose filter matches users of the run, twice"
+        if consent.subscribers
+        else "nobody but a queue of the run; the check fallback is left out where another filter matches"
+    )
+    return [
+        f"Write a row ({LEDGER}, the run's id) to {outputs.messages_table}: the names of what is made.",
+        f"Make {clients + 6} users called {PREFIX}-... in {outputs.users_table}, with the role {PREFIX}.",
+        f"Open {clients} clients and up to {traffic.LONG_CONNECTIONS} more connections at a time.",
+        f"Broadcast a test to {reach}. Every broadcast but one says offline: never.",
+        f"Notify {subscribers}.",
+        f"Make a queue, its subscription and a state machine, each called {PREFIX}-....",
+        f"Carry out: {named}.",
+        "Remove all of it. Executions of the broadcast machine stay in Step Functions for 90 days.",
+    ]
+
+
+def policy(outputs: Outputs, consent: Consent) -> dict[str, Any]:
+    """Return the IAM policy that a run needs, each action on the narrowest resource that AWS takes for it."""
+    broadcast = outputs.broadcast_state_machine_arn
+    partition, _, region, account = broadcast.split(":")[1:5]
+    scope = f"{region}:{account}"
+    prefix = broadcast.rpartition(":")[2].removesuffix("-broadcast")
+
+    def arn(service: str, resource: str) -> str:
+        return f"arn:{partition}:{service}:{scope}:{resource}"
+
+    def table(name: str) -> str:
+        return arn("dynamodb", f"table/{name}")
+
+    connections, messages, users = (
+        table(name) for name in (outputs.connections_table, outputs.messages_table, outputs.users_table)
+    )
+    executions = broadcast.replace(":stateMachine:", ":execution:") + ":*"
+    own_executions = arn("states", f"execution:{PREFIX}-*")
+    functions = [arn("lambda", f"function:{name}") for name in sorted(outputs.function_names.values())]
+    grants: list[tuple[list[str], list[str]]] = [
+        (["dynamodb:DeleteItem", "dynamodb:PutItem", "dynamodb:UpdateItem"], [connections, users]),
+        (
+            ["dynamodb:DeleteItem", "dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem"],
+            [messages],
+        ),
+        (["dynamodb:GetItem"], [users]),
+        (["dynamodb:Query"], [f"{connections}/index/UserIndex"]),
+        (["dynamodb:DescribeTimeToLive"], [connections, messages]),
+        (
+            ["dynamodb:DescribeContinuousBackups"],
+            [connections, messages, users, table(outputs.shelters_table)],
+        ),
+        (["states:DescribeStateMachine"], [broadcast, outputs.fanout_state_machine_arn]),
+        (["states:StartExecution"], [broadcast]),
+        (["states:DescribeExecution"], [executions, own_executions]),
+        (
+            ["states:CreateStateMachine", "states:DeleteStateMachine", "states:StartExecution"],
+            [arn("states", f"stateMachine:{PREFIX}-*")],
+        ),
+        (
+            ["sns:GetTopicAttributes", "sns:ListSubscriptionsByTopic", "sns:Subscribe"],
+            [outputs.offline_topic_arn],
+        ),
+        (
+            [
+                "sqs:CreateQueue",
+                "sqs:DeleteMessage",
+                "sqs:DeleteQueue",
+                "sqs:GetQueueUrl",
+                "sqs:ReceiveMessage",
+            ],
+            [arn("sqs", f"{PREFIX}-*")],
+        ),
+        (["sqs:GetQueueAttributes"], [outputs.offline_queue_arn]),
+        (["apigateway:GET"], [f"arn:{partition}:apigateway:{region}::/account"]),
+        (
+            [
+                "cloudwatch:DescribeAlarms",
+                "lambda:GetAccountSettings",
+                "logs:DescribeLogGroups",
+                "servicequotas:ListServiceQuotas",
+                "sns:GetSubscriptionAttributes",
+                "sns:Unsubscribe",
+                "xray:BatchGetTraces",
+            ],
+            ["*"],
+        ),
+    ]
+    if functions:
+        grants.append((["lambda:GetFunctionConfiguration"], functions))
+    if outputs.jwt_secret_arn:
+        grants.append((["secretsmanager:GetSecretValue"], [outputs.jwt_secret_arn]))
+    if consent.scopes:
+        grants.append((["dynamodb:Scan"], [connections]))
+    statements: list[dict[str, Any]] = [
+        {"Effect": "Allow", "Action": actions, "Resource": resources} for actions, resources in grants
+    ]
+    statements.append(
+        {
+            "Effect": "Allow",
+            "Action": ["iam:PassRole"],
+            "Resource": [f"arn:{partition}:iam::{account}:role/{prefix}-broadcast-*"],
+            "Condition": {"StringEquals": {"iam:PassedToService": "states.amazonaws.com"}},
+        }
+    )
+    return {"Version": "2012-10-17", "Statement": statements}

@@ -1,0 +1,124 @@
+"""Tokens for the users of a run: signed with the deployment's secret, or printed by a command."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from dataclasses import replace
+from datetime import timedelta
+from typing import Protocol
+
+import jwt
+
+from muster.errors import MusterError
+from muster.tokens import TokenIssuer
+
+COMMAND_SECONDS = 60.0
+
+
+class Tokens(Protocol):
+    """Where the tokens of a run come from."""
+
+    def user(self, suggested: str) -> str:
+        """Return the id of a new user, the suggested one where tokens can be made for any id."""
+
+    def issue(self, user_id: str) -> str:
+        """Return a token of that user that holds."""
+
+    def refused(self, user_id: str) -> dict[str, str]:
+        """Return tokens that must not be accepted, by what is wrong with them."""
+
+
+def tampered(token: str) -> str:
+    """Return a token whose signature is another's: its first character is changed."""
+    body, _, signature = token.rpartition(".")
+    return f"{body}.{'B' if signature[:1] == 'A' else 'A'}{signature[1:]}"
+
+
+class SecretTokens:
+    """Signed here, for any user."""
+
+    def __init__(self, issuer: TokenIssuer) -> None:
+        self._issuer = issuer
+
+    def user(self, suggested: str) -> str:
+        """Return the suggested id."""
+        return suggested
+
+    def issue(self, user_id: str) -> str:
+        """Sign a token that holds for an hour."""
+        return self._issuer.issue(user_id)
+
+    def refused(self, user_id: str) -> dict[str, str]:
+        """Return tokens with each fault that can be made with the secret."""
+        good = self._issuer.issue(user_id)
+        return {
+            "a malformed token": "garbage",
+            "an expired token": self._issuer.issue(user_id, timedelta(minutes=-5)),
+            "a token with a changed signature": tampered(good),
+            "a token of another issuer": replace(self._issuer, issuer="https://elsewhere.invalid").issue(
+                user_id
+            ),
+            "a token for another audience": replace(self._issuer, audience="elsewhere").issue(user_id),
+        }
+
+
+class CommandTokens:
+    """Printed by a command, which gets the suggested user id as MUSTER_USER_ID.
+
+    An identity provider that chooses ids itself may ignore it: the token's `sub` becomes the user's id. Each
+    call must print a token of another `sub`.
+    """
+
+    def __init__(self, command: str) -> None:
+        self._command = shlex.split(command)
+        self._tokens: dict[str, str] = {}
+
+    def user(self, suggested: str) -> str:
+        """Run the command and return the `sub` of the token that it prints."""
+        token = self._print(suggested)
+        try:
+            user_id = jwt.decode(token, options={"verify_signature": False})["sub"]
+        except (jwt.InvalidTokenError, KeyError):
+            raise _failed("did not print a JWT with a `sub`") from None
+        if not isinstance(user_id, str) or user_id in self._tokens:
+            raise _failed("printed a second token of the same user")
+        self._tokens[user_id] = token
+        return user_id
+
+    def issue(self, user_id: str) -> str:
+        """Return the user's token."""
+        return self._tokens[user_id]
+
+    def refused(self, user_id: str) -> dict[str, str]:
+        """Return what can be made without the key."""
+        return {
+            "a malformed token": "garbage",
+            "a token with a changed signature": tampered(self._tokens[user_id]),
+        }
+
+    def _print(self, user_id: str) -> str:
+        environment = {**os.environ, "MUSTER_USER_ID": user_id}
+        try:
+            ended = subprocess.run(
+                self._command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                timeout=COMMAND_SECONDS,
+                check=True,
+                text=True,
+            )
+        except subprocess.CalledProcessError as error:
+            raise _failed(f"ended with status {error.returncode}") from None
+        except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+            raise _failed(f"could not be run ({type(error).__name__})") from None
+        return ended.stdout.strip()
+
+
+def _failed(problem: str) -> MusterError:
+    return MusterError(
+        f"The token command {problem}.",
+        fix="It must print a fresh JWT for the user that MUSTER_USER_ID names, and nothing else.",
+    )
