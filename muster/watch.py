@@ -132,7 +132,7 @@ def watch(stack: Stack, tell: Callable[[str, str | None], None], stop: Event | N
         try:
             done = live.take({Path(path) for _, path in changes})
         except MusterError as error:
-            tell(str(error), error.fix or _KEPT)
+            tell(error.message, error.fix or _KEPT)
         except (BotoCoreError, ClientError) as error:
             tell(f"The emulator refused the change: {error}", _KEPT)
         else:
