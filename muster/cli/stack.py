@@ -1,6 +1,10 @@
 """`muster up`, `down`, `status`, `build` and `terraform`: the local stack and what is deployed."""
 
 import hashlib
+import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -50,15 +54,21 @@ def up(
     if as_json:
         echo_json(outputs.to_dict(), indent=2)
     else:
-        _say_how_to_go_on(outputs)
+        _say_how_to_go_on(outputs, state_dir)
     if watch_files:
         watch(Stack(state_dir, port=port, endpoint=endpoint), _tell)
 
 
-def _say_how_to_go_on(outputs: Outputs) -> None:
+def _say_how_to_go_on(outputs: Outputs, state_dir: Path | None) -> None:
+    """The next commands, as they work in this shell and folder."""
     stdout.print(f"The local stack is up on {outputs.endpoint_url}")
     stdout.print(f"Clients connect to {outputs.websocket_url}")
-    stdout.print("Try: muster listen --user admin-ada")
+    program = "muster" if shutil.which("muster") else shlex.quote(os.path.relpath(sys.argv[0]))
+    given = state_dir is not None and "MUSTER_STATE_DIR" not in os.environ
+    options = f" --state-dir {shlex.quote(str(state_dir))}" if given else ""
+    stdout.print("Next, in two terminals:")
+    stdout.print(f"  {program} listen --user responder-finn{options}")
+    stdout.print(f"  {program} broadcast --to role:first_responder --text 'Water at the east gate'{options}")
 
 
 def _tell(text: str, fix: str | None) -> None:

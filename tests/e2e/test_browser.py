@@ -54,7 +54,11 @@ def test_readme_snippet_shows_a_broadcast(
     text = unique("text")
 
     page.evaluate(
-        "([url, jwt, code]) => { globalThis.websocketUrl = url; globalThis.token = jwt; (0, eval)(code); }",
+        """([url, jwt, code]) => {
+          globalThis.websocketUrl = url;
+          globalThis.freshToken = async () => jwt;
+          (0, eval)(code);
+        }""",
         [deployment.outputs.websocket_url, deployment.token(user.user_id), snippet],
     )
     until(lambda: deployment.connections_of(user.user_id), "the browser's connection")
