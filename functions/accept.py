@@ -7,8 +7,8 @@ from typing import Any
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from functions.shared import audiences, broadcasts, messages, settings
-from functions.shared.connections import epoch
 from functions.shared.errors import InvalidMessage
+from functions.shared.instants import epoch
 from functions.shared.telemetry import logger, metrics, tracer
 
 

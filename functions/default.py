@@ -19,8 +19,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from functions.shared import broadcasts, errors, messages, settings
 from functions.shared.clients import at_init, client
-from functions.shared.connections import Connection, Connections, Users, epoch, iso
+from functions.shared.connections import Connection, Connections, Users
 from functions.shared.errors import Fault
+from functions.shared.instants import epoch, iso
 from functions.shared.telemetry import logger, metrics, tracer
 from functions.shared.validation import parse_object, validate
 

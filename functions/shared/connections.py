@@ -4,13 +4,14 @@ import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 from zlib import crc32
 
 from botocore.exceptions import ClientError
 
 from functions.shared.errors import UnknownConnection, UserRefused, aws_code
+from functions.shared.instants import epoch, iso
+from functions.shared.telemetry import logger
 from functions.shared.telemetry import logger
 
 Item = dict[str, dict[str, Any]]
@@ -23,22 +24,6 @@ MAX_EMAIL_BYTES = 254
 """The longest address that mail can be sent to [RFC 5321 section 4.5.3, erratum 1690]."""
 
 _ID = re.compile(r"[^\s#\x00-\x1f\x7f-\x9f\ufeff\ud800-\udfff]+")
-
-HANDSHAKE_SECONDS = 10
-"""`$connect` stores the row before API Gateway opens the socket. A connection younger than this may answer
-410 for that reason alone: the post is repeated, and the row is kept."""
-
-
-def iso(epoch_seconds: float) -> str:
-    """An instant as clients see it: ISO 8601, UTC, milliseconds."""
-    return (
-        datetime.fromtimestamp(epoch_seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    )
-
-
-def epoch(instant: str) -> float:
-    """The epoch seconds of an ISO 8601 instant."""
-    return datetime.fromisoformat(instant).timestamp()
 
 
 def id_problem(value: Any) -> str | None:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from functions.shared.connections import HANDSHAKE_SECONDS, epoch
+from functions.shared.instants import HANDSHAKE_SECONDS, epoch
 from functions.shared.signing import PostSigner
 from functions.shared.wire import BROKEN, Address, Wire
 

@@ -8,7 +8,8 @@ from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
-from functions.shared.connections import Connection, iso
+from functions.shared.connections import Connection
+from functions.shared.instants import iso
 from functions.shared.telemetry import logger
 
 MAX_ENVELOPE_BYTES = 30 * 1024

@@ -24,9 +24,10 @@ from ministack.services import stepfunctions
 
 from functions import accept, deliver, offline
 from functions.shared import settings
-from functions.shared.connections import Connection, Connections, User, epoch, iso
+from functions.shared.connections import Connection, Connections, User
 from functions.shared.gateway import Gateway
 from functions.shared.handover import Handover
+from functions.shared.instants import epoch, iso
 from functions.shared.messages import Queue
 from tests.faults.support import make_gateway
 from tests.schemas import conforming

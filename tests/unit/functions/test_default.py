@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from functions import default
 from functions.shared import broadcasts, messages, settings
-from functions.shared.connections import Connections, Users, epoch, iso
+from functions.shared.connections import Connections, Users
 from functions.shared.errors import KeysUnavailable
+from functions.shared.instants import epoch, iso
 from functions.shared.messages import id_time, uuid7
 from functions.shared.settings import Permission
 from functions.shared.telemetry import metrics

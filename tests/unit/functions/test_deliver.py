@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from functions import deliver
-from functions.shared.connections import iso
 from functions.shared.gateway import Pace, Posted, Recipient
+from functions.shared.instants import iso
 from tests.schemas import conforming
 
 from .conftest import Logs

@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from functions.shared import connections, gateway
+from functions.shared import gateway
 from functions.shared.gateway import ATTEMPTS, Pace, Posted, Recipient
+from functions.shared.instants import HANDSHAKE_SECONDS
 
 from .loopback import (
     BODY_CUT,
@@ -241,7 +242,7 @@ def test_a_410_during_the_handshake_does_not_tell_that_a_connection_is_gone() ->
 
 def test_a_handshake_that_ends_within_the_batch_is_over() -> None:
     """Two 410s count from then on."""
-    opening = Recipient("c1", "u1", time.time() - connections.HANDSHAKE_SECONDS + 0.3)
+    opening = Recipient("c1", "u1", time.time() - HANDSHAKE_SECONDS + 0.3)
 
     async def gone(request: Request) -> Answer:
         await asyncio.sleep(0.12)

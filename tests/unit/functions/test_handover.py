@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from functions import offline
 from functions.shared import handover
-from functions.shared.connections import Connections, iso
+from functions.shared.connections import Connections
 from functions.shared.handover import HandedOver, Handover, Missed, missed_users
+from functions.shared.instants import iso
 from tests.schemas import conforming
 
 from .aws import DynamoDB, Sns

@@ -133,6 +133,16 @@ def test_accept_imports_no_aws_client() -> None:
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=IN_LAMBDA, check=True, timeout=30)
 
 
+def test_the_posting_core_imports_neither_aws_nor_telemetry() -> None:
+    script = """
+import sys
+before = set(sys.modules)
+import functions.shared.gateway
+assert not {"botocore", "boto3", "aws_lambda_powertools", "aws_xray_sdk"} & (sys.modules.keys() - before)
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=30)
+
+
 def test_importing_the_functions_leaves_nothing_that_a_snapshot_could_not_carry() -> None:
     """No thread, which a restored environment would miss, and no connection, whose peer has long hung up."""
     script = f"""
