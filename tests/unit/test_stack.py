@@ -83,7 +83,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    monkeypatch.setattr(repository, "root", lambda: root)
+    monkeypatch.setattr(repository, "checkout", lambda: root)
     return root
 
 
