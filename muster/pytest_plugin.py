@@ -49,29 +49,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Choose the session's folder, which the first test that needs the stack creates."""
-    worker: dict[str, str] = getattr(config, "workerinput", {})  # of pytest-xdist
-    config.stash[_FOLDER] = Path(
-        worker.get("muster_folder") or Path(gettempdir()).resolve() / f"muster-pytest-{uuid4().hex}"
-    )
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Give a worker of pytest-xdist the session's folder."""
-    node.workerinput["muster_folder"] = str(node.config.stash[_FOLDER])
+    node.workerinput["muster_folder"] = str(_folder(node.config))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say that a stack stays up, and how to stop it."""
-    if config.stash[_FOLDER].exists() and (session := _session(config)).kept:
+    if _folder(config).exists() and (session := _session(config)).kept:
         terminalreporter.write_line(f"The local stack stays up: muster down --state-dir {session.state_dir}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop the stack, if a test of any worker used one."""
-    if hasattr(config, "workerinput") or not config.stash[_FOLDER].exists():
+    if hasattr(config, "workerinput") or not _folder(config).exists():
         return
     from muster.errors import MusterError  # noqa: PLC0415
     from muster.testing import describe  # noqa: PLC0415
@@ -180,10 +172,19 @@ def _user_id(user: User | str) -> str:
     return user if isinstance(user, str) else user.user_id
 
 
+def _folder(config: pytest.Config) -> Path:
+    """Return the folder of the session, which the first test that needs the stack creates."""
+    if _FOLDER not in config.stash:
+        worker: dict[str, str] = getattr(config, "workerinput", {})  # of pytest-xdist
+        name = worker.get("muster_folder") or f"muster-pytest-{uuid4().hex}"
+        config.stash[_FOLDER] = Path(gettempdir()).resolve() / name
+    return config.stash[_FOLDER]
+
+
 def _session(config: pytest.Config) -> SessionStack:
     from muster import repository  # noqa: PLC0415
     from muster.testing import SessionStack  # noqa: PLC0415
 
-    folder = config.stash[_FOLDER]
+    folder = _folder(config)
     kept = config.getoption("muster_keep")
     return SessionStack(folder, repository.default_state_dir().absolute() if kept else folder / "stack")

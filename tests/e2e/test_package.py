@@ -69,35 +69,32 @@ class Folder:
     path: Path
     bin: Path
 
-    def run(self, program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a program of the environment in the folder, with nothing that points to a checkout or a stack."""
-        foreign = (
-            "AWS_",
-            "MUSTER_OUTPUTS",
-            "MUSTER_STATE_DIR",
-            "MUSTER_TOKEN",
-            "PYTHON",
-            "PYTEST_",
-            "VIRTUAL_ENV",
-        )
+    def start(self, program: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a program of the environment in the folder; no variable points to a checkout or a stack."""
+        foreign = ("AWS_", "MUSTER_OUTPUTS", "MUSTER_STATE_DIR", "MUSTER_TOKEN", "PYTHON", "PYTEST_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         cache = {"XDG_CACHE_HOME": str(self.path.parent / "cache")}
-        return subprocess.run(
-            [self.bin / program, *arguments],
+        return subprocess.Popen(
+            [str(self.bin / program), *arguments],
             cwd=self.path,
             env={**kept, **cache, **environment},
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=SECONDS,
-            check=False,
         )
+
+    def run(self, program: str, *arguments: str, **environment: str) -> tuple[int, str, str]:
+        """Run a program to its end; return its exit code, what it printed, and what it said on stderr."""
+        with self.start(program, *arguments, **environment) as process:
+            printed, said = process.communicate(timeout=SECONDS)
+        return process.returncode, printed, said
 
     def muster(self, *arguments: str) -> str:
         """Run a `muster` that has to succeed; return what it printed."""
-        done = self.run("muster", *arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        code, printed, said = self.run("muster", *arguments)
+        assert code == 0, said
+        return printed
 
 
 def build(source: Path, out: Path) -> Path:
@@ -129,7 +126,7 @@ def folder(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fo
     folder.path.mkdir()
     # Not the folder's own cache: the packages were downloaded before.
     install = [
-        folder.bin / "python",
+        str(folder.bin / "python"),
         "-m",
         "pip",
         "install",
@@ -187,12 +184,11 @@ def test_wheel_made_straight_from_a_checkout_holds_the_same(wheel: Path, tmp_pat
 @pytest.mark.stack
 def test_broadcast_from_an_empty_folder_reaches_a_listener(folder: Folder) -> None:
     assert sorted(path.name for path in folder.path.iterdir()) == [".muster"]
-    listen = [folder.bin / "muster", "listen", "--user", "responder-finn", "--count", "1", "--timeout", "60"]
-    with subprocess.Popen(listen, cwd=folder.path, stdout=subprocess.PIPE, text=True) as listener:
-        # The queue keeps the message for a listener that connects later; each listener is asked for one.
-        sent = ["--to", "user:responder-finn", "--payload", '{"text": "Water"}', "--wait", "--json"]
-        deadline = 20
-        for _ in range(deadline):
+    sent = ["--to", "user:responder-finn", "--payload", '{"text": "Water"}', "--wait", "--json"]
+    wait = ["--user", "responder-finn", "--count", "1", "--timeout", "60"]
+    with folder.start("muster", "listen", *wait) as listener:
+        # It has no way to say that it is connected: the first broadcast that reaches it tells.
+        for _ in range(20):
             receipt = json.loads(folder.muster("broadcast", *sent))["receipt"]
             if receipt["delivered"]:
                 break
@@ -210,12 +206,14 @@ def test_plugin_serves_the_tests_of_another_folder(folder: Folder) -> None:
     (folder.path / "test_more.py").write_text(MORE)
 
     strict = ["-W", "error", "--strict-markers", "--strict-config", "-p", "no:cacheprovider"]
-    done = folder.run("python", "-m", "pytest", "-n", "2", "--muster-keep", *strict, PYTHONDEVMODE="1")
+    code, printed, said = folder.run(
+        "python", "-m", "pytest", "-n", "2", "--muster-keep", *strict, PYTHONDEVMODE="1"
+    )
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 passed" in done.stdout
-    assert f"muster down --state-dir {folder.path / '.muster'}" in done.stdout
-    assert folder.run("muster", "status").returncode == 0, "the stack stays up"
+    assert code == 0, printed + said
+    assert "6 passed" in printed
+    assert f"muster down --state-dir {folder.path / '.muster'}" in printed
+    assert folder.run("muster", "status")[0] == 0, "the stack stays up"
 
 
 @pytest.mark.stack
@@ -228,9 +226,9 @@ def test_installed_package_builds_for_aws_and_writes_only_where_it_may(folder: F
     assert (folder.path / "bundle" / "functions.zip").stat().st_size > 10_000
     assert "Usage" in folder.muster("--help")
 
-    refused = folder.run("muster", "terraform", "version")
-    assert (refused.returncode, refused.stdout) == (1, "")
-    assert "muster terraform -chdir=DIR" in refused.stderr
+    code, printed, said = folder.run("muster", "terraform", "version")
+    assert (code, printed) == (1, "")
+    assert "muster terraform -chdir=DIR" in said
     assert "Terraform v" in folder.muster("terraform", "-chdir=.", "version")
 
     after = {
