@@ -122,7 +122,7 @@ class _Mailbox(Generic[T]):
                     return self._waiting.pop(index)
             left = deadline - time.monotonic()
             if left <= 0:
-                others = f" {len(self._waiting)} that do not match did." if self._waiting else ""
+                others = f" Messages that do not match: {len(self._waiting)}." if self._waiting else ""
                 raise NotReceived(f"No message reached {self._place} within {timeout:g} s.{others}")
             self._waiting += self._fetch(left)
 
