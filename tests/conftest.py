@@ -9,6 +9,10 @@ from tempfile import TemporaryDirectory
 import pytest
 from localstack_client.config import get_service_endpoint
 
+# Powertools reads these when the first test module imports a function.
+os.environ.setdefault("POWERTOOLS_SERVICE_NAME", "muster")
+os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "Muster")
+
 from muster import Stack
 from tests.deployment import VARIABLES, Deployment, unique
 from tests.faults.seed import REPEAT

@@ -18,13 +18,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
-import pytest
-
-# Powertools reads these when the functions are imported.
-os.environ.setdefault("POWERTOOLS_SERVICE_NAME", "muster")
-os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "Muster")
-
 import jwt
+import pytest
 from botocore.exceptions import NoCredentialsError
 
 from bench import cost

@@ -1,14 +1,9 @@
 """Fixtures of the fault tests. All that is random follows one seed, MUSTER_FAULT_SEED, which is printed."""
 
-import os
 import random
 from collections.abc import Generator, Iterator
 
 import pytest
-
-# Powertools reads these when the functions are imported, which the test modules do.
-os.environ.setdefault("POWERTOOLS_SERVICE_NAME", "muster")
-os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "Muster")
 
 from functions.shared import gateway
 from tests.faults.proxy import FaultProxy

@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote
 
-from functions import deliver
-
 STATUSES = {"error": [500], "busy": [429, 200], "too-large": [413], "closed": [410]}
 """What each attempt is answered, the last one for ever."""
 
@@ -72,6 +70,8 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
         if fault == "hang":
             time.sleep(60)
     _serve()
+    from functions import deliver  # noqa: PLC0415 - in Lambda it reads its environment when it is imported
+
     # A test that times out shortens the timeout: half of it is for posting all the same.
     deliver.REPORT_MILLISECONDS = min(
         deliver.REPORT_MILLISECONDS, context.get_remaining_time_in_millis() // 2

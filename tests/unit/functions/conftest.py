@@ -1,14 +1,9 @@
 import io
 import json
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
-# Powertools reads these when the functions are imported, which the test modules do.
-os.environ.setdefault("POWERTOOLS_SERVICE_NAME", "muster")
-os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "Muster")
 
 from functions.shared import gateway
 from functions.shared.telemetry import logger, metrics
