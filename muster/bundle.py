@@ -24,6 +24,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Literal
 
@@ -113,10 +114,8 @@ def host_architecture() -> Architecture:
     return "arm64" if platform.machine().lower() in {"arm64", "aarch64"} else "x86_64"
 
 
-def build(
-    out: Path | None = None, *, runtime: str = RUNTIME, architecture: Architecture = ARCHITECTURE
-) -> Bundle:
-    """Build the bundle for AWS Lambda into `out` (default: build/ of the checkout).
+def build(out: Path, *, runtime: str = RUNTIME, architecture: Architecture = ARCHITECTURE) -> Bundle:
+    """Build the bundle for AWS Lambda into `out`.
 
     The layer is made of Linux wheels for `runtime` ("python3.13") and `architecture`, on any machine.
     Raises BundleError when a dependency has no such wheel or pip cannot reach a package index.
@@ -127,7 +126,7 @@ def build(
     tags = _GLIBC_TAGS_2023 if int(version[1]) >= 12 else _GLIBC_TAGS
     platforms = [f"--platform={tag}_{_MACHINES[architecture]}" for tag in tags]
     target = [f"--python-version=3.{version[1]}", "--implementation=cp", *platforms]
-    return _build(out or repository.root() / "build", target, runtime, architecture, compiler(runtime))
+    return _build(out, target, runtime, architecture, compiler(runtime))
 
 
 def compiler(runtime: str) -> Compiler | None:
@@ -218,6 +217,11 @@ def _pip_install(requirements: Path, site: Path, target: list[str]) -> None:
     # A user-wide "pip install --user" setting contradicts --target.
     environment = {**os.environ, "PIP_USER": "0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode and find_spec("pip") is None:
+        raise BundleError(
+            f"pip is not installed for {sys.executable}, and installs what the functions need.",
+            fix="python -m ensurepip, or uv pip install pip",
+        )
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         raise BundleError(

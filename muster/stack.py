@@ -37,13 +37,14 @@ Phase = Literal["down", "starting", "ready", "destroying"]
 
 _LOCK = "stack.lock"
 _RECORD = "stack.json"
+_VARIABLES = "variables.tfvars.json"
 _LOG = "emulator.log"
 _FUNCTION_LOGS = "logs"
 _CONTENTS = (
     *(
         _RECORD,
         f"{_RECORD}.partial",
-        "variables.tfvars.json",
+        _VARIABLES,
         "bundle",
         "source",
         _LOG,
@@ -126,6 +127,17 @@ class Stack:
         else:
             runs = record.endpoint_url is not None and emulator.healthy(record.endpoint_url)
         return record if runs else Status("down")
+
+    def ready(self) -> Outputs | None:
+        """Return the outputs if the stack is up with these Terraform variables; its code is not compared."""
+        status = self.status()
+        if status.phase != "ready":
+            return None
+        with suppress(OSError, ValueError):
+            applied = json.loads((self.state_dir / _VARIABLES).read_text())
+            if applied == applied | self._variables:
+                return status.outputs
+        return None
 
     def up(self) -> Outputs:
         """Bring the stack up and return its outputs.
@@ -298,7 +310,7 @@ class Stack:
 
     @property
     def _var_file(self) -> str:
-        return f"-var-file={self.state_dir / 'variables.tfvars.json'}"
+        return f"-var-file={self.state_dir / _VARIABLES}"
 
     def _write_source(self, endpoint_url: str) -> None:
         """Copy the module, so that its lock file, backend and variables and those of AWS never meet."""
@@ -317,7 +329,7 @@ class Stack:
             "deletion_protection": False,
             **self._variables,
         }
-        (self.state_dir / "variables.tfvars.json").write_text(json.dumps(variables, indent=2))
+        (self.state_dir / _VARIABLES).write_text(json.dumps(variables, indent=2))
 
     def _require_same_place(self, status: Status) -> None:
         port = status.endpoint_url and status.endpoint_url.rpartition(":")[2]

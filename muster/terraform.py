@@ -338,11 +338,18 @@ def output(module: Path) -> dict[str, Any]:
 def become(arguments: list[str]) -> NoReturn:
     """Replace this process by Terraform, which so gets the terminal's signals.
 
-    It runs in the checkout's terraform/, or in the directory that a leading `-chdir=DIR` names.
+    It runs in the checkout's terraform/, or in the directory that a leading `-chdir=DIR` names. An installed
+    package has only a copy of terraform/, which must not get a state: there the directory must be named.
     """
-    module = repository.root() / "terraform"
     if arguments and arguments[0].startswith("-chdir="):
         module = Path(arguments.pop(0).removeprefix("-chdir=")).absolute()
+    elif checkout := repository.checkout():
+        module = checkout / "terraform"
+    else:
+        raise TerraformError(
+            "This Muster is an installed package, which has no terraform/ directory of its own to work in.",
+            fix="Name one: muster terraform -chdir=DIR ...",
+        )
     terraform = Terraform(module, environment=os.environ)
     terraform.find_provider(repository.cache_dir())
     terraform.become(arguments)

@@ -12,7 +12,6 @@ from botocore.exceptions import ClientError
 from functions.shared.errors import UnknownConnection, UserRefused, aws_code
 from functions.shared.instants import epoch, iso
 from functions.shared.telemetry import logger
-from functions.shared.telemetry import logger
 
 Item = dict[str, dict[str, Any]]
 

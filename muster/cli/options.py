@@ -78,7 +78,8 @@ StateDirOption = Annotated[
         envvar="MUSTER_STATE_DIR",
         metavar="DIR",
         file_okay=False,
-        help="Where the local stack keeps its state. Default: .muster in the checkout.",
+        help="Where the local stack keeps its state. Default: .muster in the checkout; "
+        "for an installed package, in the working directory.",
         show_default=False,
     ),
 ]

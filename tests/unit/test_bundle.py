@@ -67,7 +67,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    monkeypatch.setattr(repository, "root", lambda: root)
+    monkeypatch.setattr(repository, "checkout", lambda: root)
     return root
 
 
@@ -114,7 +114,7 @@ def test_same_sources_give_same_bytes_whatever_the_machine_and_the_day(
     make_wheel(wheels, "py3-none-any", "any")
     first = bundle.build(tmp_path / "first", runtime=OWN_RUNTIME)
     other = checkout.rename(tmp_path / "another clone")
-    monkeypatch.setattr(repository, "root", lambda: other)
+    monkeypatch.setattr(repository, "checkout", lambda: other)
     monkeypatch.chdir(other / "schemas")
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     for path in other.rglob("*.py"):

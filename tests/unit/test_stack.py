@@ -83,7 +83,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    monkeypatch.setattr(repository, "root", lambda: root)
+    monkeypatch.setattr(repository, "checkout", lambda: root)
     return root
 
 
@@ -125,6 +125,15 @@ class TestUp:
         Stack(state_dir).up()
         assert len(emulators.children) == 1
         assert len(fake.calls("apply")) == 2
+
+    def test_it_is_ready_for_those_who_need_the_variables_that_it_has(
+        self, fake: FakeTerraform, emulators: Emulators, state_dir: Path
+    ) -> None:
+        assert Stack(state_dir).ready() is None
+        outputs = Stack(state_dir, variables={"page_size": 7}).up()
+        assert Stack(state_dir).ready() == outputs
+        assert Stack(state_dir, variables={"page_size": 7}).ready() == outputs
+        assert Stack(state_dir, variables={"page_size": 8}).ready() is None
 
     def test_a_stack_that_is_up_is_not_moved_to_another_port(
         self, fake: FakeTerraform, emulators: Emulators, state_dir: Path

@@ -1,0 +1,283 @@
+"""The local stack in tests: one per test session, clients without asyncio, and what SNS delivered to SQS.
+
+`muster.pytest_plugin` offers this as fixtures. Nothing here needs pytest.
+
+    MusterError
+    └── NotReceived                 what a test waited for did not arrive in time; also an AssertionError
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from uuid import uuid4
+
+from muster.client import Client, ClientClosed, Message
+from muster.errors import MusterError, StackError
+from muster.outputs import Outputs
+from muster.seed import User
+from muster.stack import Stack
+from muster.tokens import TokenIssuer
+
+T = TypeVar("T")
+
+RECEIVE_SECONDS = 10.0
+"""How long `receive` waits, unless it is given a time."""
+
+_POLL_SECONDS = 1
+
+
+class NotReceived(MusterError, AssertionError):
+    """Nothing that matches arrived in time."""
+
+
+def describe(error: Exception) -> str:
+    """Return an error as one line: what is wrong, and what to do about it."""
+    if not isinstance(error, MusterError):
+        return str(error)
+    return " ".join(str(part) for part in (error.args[0], error.fix and f"Fix: {error.fix}") if part)
+
+
+# ---- the stack of a test session
+
+
+@dataclass(frozen=True)
+class SessionStack:
+    """The stack that the processes of one test session share.
+
+    `folder` is the session's own and absent until `start` is called. A kept stack lies outside of it.
+    """
+
+    folder: Path
+    state_dir: Path
+
+    @property
+    def kept(self) -> bool:
+        """Whether the stack stays up after the session."""
+        return not self.state_dir.is_relative_to(self.folder)
+
+    def start(self, variables: Mapping[str, Any]) -> Stack:
+        """Return the stack, which is brought up unless it is up with these Terraform variables.
+
+        Of several processes one brings it up and the others wait; when it fails, it fails for all of them.
+        """
+        stack = Stack(self.state_dir, port=0, variables=variables)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            import fcntl  # noqa: PLC0415 - not on Windows, where `up` says what to do
+        except ImportError:
+            stack.up()
+            return stack
+        failure = self.folder / "failure"
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if failure.exists():
+                raise StackError(failure.read_text())
+            if stack.ready() is None:
+                try:
+                    stack.up()
+                except MusterError as error:
+                    failure.write_text(describe(error))
+                    raise
+        return stack
+
+    def end(self) -> None:
+        """Stop the stack unless it is kept, and remove the session's folder."""
+        try:
+            if not self.kept:
+                Stack(self.state_dir).down()
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+# ---- what arrives
+
+
+class _Mailbox(Generic[T]):
+    """What arrives at a place, and what of it nobody has asked for yet."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._waiting: list[T] = []
+
+    def receive(self, match: Callable[[T], bool] | None = None, *, timeout: float = RECEIVE_SECONDS) -> T:
+        """Return the first that `match` accepts, or the first of all, within `timeout` seconds.
+
+        What does not match stays for later calls. Raises `NotReceived`.
+        """
+        __tracebackhide__ = True
+        deadline = time.monotonic() + timeout
+        while True:
+            for index, item in enumerate(self._waiting):
+                if match is None or match(item):
+                    return self._waiting.pop(index)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                others = f" Messages that do not match: {len(self._waiting)}." if self._waiting else ""
+                raise NotReceived(f"No message reached {self._place} within {timeout:g} s.{others}")
+            self._waiting += self._fetch(left)
+
+    def _fetch(self, seconds: float) -> list[T]:
+        """Return what has arrived since; wait for it at most about `seconds`."""
+        raise NotImplementedError
+
+
+class UserClient(_Mailbox[Message]):
+    """A connected client of one user: a `muster.Client` for tests that are not asynchronous.
+
+    `receive` returns messages as `schemas/envelope.schema.json` describes them. `call` calls any other method
+    of `Client`.
+    """
+
+    def __init__(self, url: str, issuer: TokenIssuer, user_id: str) -> None:
+        """Connect, which raises what `Client.__aenter__` raises, `HandshakeRefused` for one.
+
+        When it returns, the server knows the connection, and a broadcast from now on reaches it.
+        """
+        super().__init__(user_id)
+        self.user_id = user_id
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"muster {user_id}", daemon=True)
+        self._thread.start()
+        self._client = Client(url, partial(issuer.issue, user_id))
+        try:
+            self._run(self._client.__aenter__())
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, method: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **options: Any) -> T:
+        """Call a method of `Client` and wait for its result: `client.call(Client.ping)`."""
+        return self._run(method(self._client, *arguments, **options))
+
+    def send(self, message: Mapping[str, Any]) -> Message:
+        """Send a client message such as {"action": "ping"}; return the reply, or raise `Refused`."""
+        return self.call(Client.send, message)
+
+    def close(self) -> None:
+        """Close the connection and wait until it is closed. Repeatable."""
+        if self._loop.is_closed():
+            return
+        try:
+            self._run(self._client.close())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def _fetch(self, seconds: float) -> list[Message]:
+        with suppress(TimeoutError):
+            return [self._run(self._next(seconds))]
+        return []
+
+    async def _next(self, seconds: float) -> Message:
+        async with asyncio.timeout(seconds):
+            async for message in self._client:
+                return message
+        raise ClientClosed(f"The client of {self.user_id} is closed.", fix="Connect another.")
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self._loop.is_closed():
+            coroutine.close()
+            raise ClientClosed(f"The client of {self.user_id} is closed.", fix="Connect another.")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # after Ctrl-C it still runs
+            raise
+
+
+@dataclass(frozen=True)
+class Notification:
+    """A message of the offline topic as a subscriber gets it.
+
+    `body` follows `schemas/offline-notification.schema.json`; `attributes` are those that filters read.
+    """
+
+    body: dict[str, Any]
+    attributes: dict[str, str]
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The message that somebody did not get."""
+        message: dict[str, Any] = self.body["message"]
+        return message
+
+
+class OfflineQueue(_Mailbox[Notification]):
+    """What the offline topic publishes from now on, through an SQS queue and a subscription of its own.
+
+    So tests take nothing from each other, nor from a service that reads the deployed queue.
+    """
+
+    def __init__(self, outputs: Outputs) -> None:
+        """Make the queue and subscribe it to the topic."""
+        super().__init__("the offline topic's subscriber")
+        self._sqs, self._sns = outputs.client("sqs"), outputs.client("sns")
+        topic = outputs.offline_topic_arn
+        name = f"muster-test-{uuid4().hex}"
+        arn = ":".join(["arn", topic.split(":")[1], "sqs", *topic.split(":")[3:5], name])
+        statement = {
+            "Effect": "Allow",
+            "Principal": {"Service": "sns.amazonaws.com"},
+            "Action": "sqs:SendMessage",
+            "Resource": arn,
+            "Condition": {"ArnEquals": {"aws:SourceArn": topic}},
+        }
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        self._url = self._sqs.create_queue(QueueName=name, Attributes={"Policy": policy})["QueueUrl"]
+        self._subscription = self._sns.subscribe(
+            TopicArn=topic, Protocol="sqs", Endpoint=arn, ReturnSubscriptionArn=True
+        )["SubscriptionArn"]
+
+    def close(self) -> None:
+        """Remove the subscription and the queue."""
+        self._sns.unsubscribe(SubscriptionArn=self._subscription)
+        self._sqs.delete_queue(QueueUrl=self._url)
+        self._sns.close()
+        self._sqs.close()
+
+    def _fetch(self, seconds: float) -> list[Notification]:
+        received = self._sqs.receive_message(
+            QueueUrl=self._url, MaxNumberOfMessages=10, WaitTimeSeconds=min(_POLL_SECONDS, round(seconds))
+        ).get("Messages", [])
+        for message in received:
+            self._sqs.delete_message(QueueUrl=self._url, ReceiptHandle=message["ReceiptHandle"])
+        return [_notification(json.loads(message["Body"])) for message in received]
+
+
+def _notification(published: Mapping[str, Any]) -> Notification:
+    attributes = published.get("MessageAttributes", {})
+    values = {name: attribute["Value"] for name, attribute in attributes.items()}
+    return Notification(json.loads(published["Message"]), values)
+
+
+class Users:
+    """Users that exist for as long as a test runs."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        self._table = outputs.resource("dynamodb").Table(outputs.users_table)
+        self._made: list[str] = []
+
+    def add(self, role: str = "resident", shelter_id: str | None = None, *, active: bool = True) -> User:
+        """Write a user whom nobody else has to the users table."""
+        user = User(f"user-{uuid4().hex[:12]}", role, shelter_id, active)
+        self._table.put_item(Item=user.item())
+        self._made.append(user.user_id)
+        return user
+
+    def close(self) -> None:
+        """Delete the users."""
+        while self._made:
+            self._table.delete_item(Key={"userId": self._made.pop()})
+        self._table.meta.client.close()
