@@ -106,12 +106,11 @@ def muster_outputs(muster_stack: Stack) -> Outputs:
 @pytest.fixture
 def muster_environment(muster_outputs: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Point the AWS SDKs of this process, and of those it starts, to the stack."""
-    from muster.emulator import local_environment  # noqa: PLC0415
-
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in local_environment(str(muster_outputs.endpoint_url)).items():
-        monkeypatch.setenv(name, value)
+    for name, value in muster_outputs.environment().items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
