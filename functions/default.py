@@ -155,7 +155,7 @@ def send(frame: Message, connection: Connection, using: Dependencies) -> Message
     """Start a broadcast and acknowledge it with the message's id.
 
     A frame that is sent again with the same client id starts nothing and is acknowledged with the first
-    message's id, so a client that lost the answer may simply repeat itself.
+    message's id, so a client that lost the answer may simply repeat itself, as long as its role may send it.
     """
     if frame["action"] == "shelter_update" and using.settings.roles[connection.role].own_shelter_only:
         bind_to_own_shelter(frame, connection.shelter_id)

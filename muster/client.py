@@ -208,7 +208,9 @@ class Client:
         """`url` is the deployment's websocket_url.
 
         With `position`, the `position` of an earlier client, iteration begins with what that client had not
-        yielded; messages from up to four minutes before may come again, because recording takes time.
+        yielded; messages from up to four minutes before may come again, because recording takes time. A
+        position is valid for the role and shelter that its client had: a client of a user who has moved since
+        gets from that position on what the new audiences were sent. `resume()` returns what came before it.
         `heartbeat` is the number of seconds between two pings, each with a look for missed messages.
         """
         self._url = url

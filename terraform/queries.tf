@@ -48,4 +48,16 @@ resource "aws_xray_group" "this" {
 
   # X-Ray takes no @, and 255 characters where others take 256 [X-Ray API, Tag]: what it would refuse, this group goes without.
   tags = { for key, value in var.tags : key => value if !strcontains("${key}${value}", "@") && length(value) <= 255 }
+
+  lifecycle {
+    precondition {
+      condition = alltrue([
+        for key, value in data.aws_default_tags.current.tags : !strcontains("${key}${value}", "@") && length(value) <= 255
+      ])
+      error_message = "The provider's default_tags: X-Ray refuses ${join(", ", [
+        for key, value in data.aws_default_tags.current.tags : jsonencode(key)
+        if strcontains("${key}${value}", "@") || length(value) > 255
+      ])}, because of an @ or of more than 255 characters. Set these tags by the variable tags, which the X-Ray group leaves out."
+    }
+  }
 }

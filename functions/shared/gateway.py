@@ -22,7 +22,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -340,11 +340,21 @@ class _Batch:
             if wire.kept and not self._trusts_kept and (self._answered or not self._probed):
                 self._probed = True
                 self._replace(wire)
-            elif now - post.sent >= (self._timeout if wire.is_open else POST_TIMEOUT_SECONDS):
+            elif now - post.sent >= self._limit(wire, post):
                 del self._flying[wire]
                 self._wires.drop(wire)
                 post.timeouts += wire.status is None
                 self._settle(post, wire.status)
+
+    def _limit(self, wire: Wire, post: _Post) -> float:
+        """How long a post may wait for its answer.
+
+        A batch of fewer than CROWD cannot tell a slow endpoint from a dead connection: its second post waits
+        longer.
+        """
+        if not wire.is_open:
+            return POST_TIMEOUT_SECONDS
+        return SLOW_TIMEOUT_SECONDS if post.timeouts and self._size < CROWD else self._timeout
 
     def _settle(self, post: _Post, status: int | None) -> float:
         """Take note of an answer (None: there was none), and rest the post if it is worth repeating.
@@ -419,9 +429,10 @@ class _Wires:
         self._idle: list[tuple[float, Wire]] = []
         self._given_back: list[tuple[float, Wire]] = []
         self._resolver = ThreadPoolExecutor(max_workers=1, thread_name_prefix="resolver")
-        self._addresses: Iterator[Address] = iter(())
+        self._addresses: Iterator[Address] | None = None
         self._addresses_until = 0.0
         self._unresolved_until = 0.0
+        self._resolving: Future[Any] | None = None
 
     def begin(self) -> None:
         """Have the wires that an earlier batch left looked at before they are used."""
@@ -446,16 +457,38 @@ class _Wires:
                 self.drop(wire)
             if self._given_back:
                 return None
-        if now < self._unresolved_until:
+        if now >= self._addresses_until and now >= self._unresolved_until:
+            self._resolve(now, deadline)
+        if self._addresses is None:
             raise OSError(f"{self._host} was not resolved a moment ago")
-        if now >= self._addresses_until:
-            self._unresolved_until = now + FIRST_BACKOFF_SECONDS
-            # The resolver cannot be interrupted, and may take longer than there is time.
-            found = self._resolver.submit(socket.getaddrinfo, self._host, self._port, type=socket.SOCK_STREAM)
-            entries = found.result(timeout=max(0, min(POST_TIMEOUT_SECONDS, deadline - now)))
-            self._addresses = itertools.cycle([(entry[0], entry[4]) for entry in entries])
-            self._addresses_until, self._unresolved_until = now + ADDRESS_SECONDS, 0.0
         return Wire(next(self._addresses), self._host, self._tls, self._tls_session)
+
+    def _resolve(self, now: float, deadline: float) -> None:
+        """Look the host up, and keep the addresses that are known while nothing newer comes.
+
+        The resolver cannot be interrupted, and may take longer than there is time: a later call takes its
+        result. Only the first look-up is waited for. Raises one of BROKEN when there never was an address.
+        """
+        self._unresolved_until = now + FIRST_BACKOFF_SECONDS
+        if self._resolving is None:
+            self._resolving = self._resolver.submit(
+                socket.getaddrinfo, self._host, self._port, type=socket.SOCK_STREAM
+            )
+        patience = 0 if self._addresses else max(0, min(POST_TIMEOUT_SECONDS, deadline - now))
+        try:
+            entries = self._resolving.result(timeout=patience)
+        except TimeoutError:
+            if self._addresses is None:
+                raise
+            return
+        except OSError:
+            self._resolving = None
+            if self._addresses is None:
+                raise
+            return
+        self._resolving = None
+        self._addresses = itertools.cycle([(entry[0], entry[4]) for entry in entries])
+        self._addresses_until, self._unresolved_until = now + ADDRESS_SECONDS, 0.0
 
     def watch(self, wire: Wire) -> None:
         """Have `wait` report the wire when it is ready for what it wants."""

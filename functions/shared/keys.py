@@ -102,6 +102,8 @@ class Source:
             self.problem = f"{self._name}: no answer within {READ_SECONDS} s"
         except KeysUnavailable as error:
             self.problem = f"{self._name}: {error}"
+        except Exception as error:  # unforeseen: the last good keys are used all the same
+            self.problem = f"{self._name}: {type(error).__name__}"
         if reading.done():
             self._reading = None
         if self.problem and self._keys:

@@ -35,6 +35,20 @@ provider "aws" {
   }
 }
 
+provider "aws" {
+  alias                       = "mailing"
+  region                      = "eu-west-1"
+  access_key                  = "none"
+  secret_key                  = "none"
+  skip_credentials_validation = true
+  skip_requesting_account_id  = true
+  skip_metadata_api_check     = true
+
+  default_tags {
+    tags = { Owner = "duty@example.org" }
+  }
+}
+
 override_data {
   target = data.aws_caller_identity.current
   values = { account_id = "123456789012" }
@@ -1036,4 +1050,14 @@ run "a_region_without_the_services" {
   }
 
   expect_failures = [check.region]
+}
+
+run "default_tags_that_x_ray_refuses" {
+  command = plan
+
+  providers = {
+    aws = aws.mailing
+  }
+
+  expect_failures = [aws_xray_group.this]
 }

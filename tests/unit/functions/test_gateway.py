@@ -155,6 +155,21 @@ def test_no_answer_in_time_is_tried_again_on_another_connection(hurried: None) -
     assert len({request.stream for request in endpoint.requests}) == 2
 
 
+def test_one_recipient_of_an_endpoint_that_is_slow_for_everybody_has_time_for_its_second_post(
+    hurried: None,
+) -> None:
+    """Each answer takes twice the time-out. A batch of one has no others to tell slow from dead by."""
+
+    async def slowly(request: Request) -> Answer:
+        await asyncio.sleep(0.2)
+        return OK
+
+    with Endpoint(slowly) as endpoint:
+        posted = post(endpoint.url, old("c1"))
+    assert (outcomes(posted), posted.retries) == ({"c1": "delivered"}, 1)
+    assert endpoint.posts_to("c1") == 2
+
+
 def test_a_connection_that_never_answers_fails_after_a_second_try(hurried: None) -> None:
     with Endpoint(scripted({"c1": [SILENT]})) as endpoint:
         posted = post(endpoint.url, old("c1", "c2"))
@@ -700,6 +715,32 @@ def test_a_resolver_that_is_slow_leaves_a_post_all_its_time(monkeypatch: pytest.
     with Endpoint(late) as endpoint:
         posted = post(endpoint.url, old("c1"))
     assert (outcomes(posted), posted.retries) == ({"c1": "delivered"}, 0)
+
+
+def test_a_look_up_that_takes_long_does_not_hold_up_a_host_whose_address_was_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, over, asked = socket.getaddrinfo, threading.Event(), []
+
+    def hanging(*arguments: Any, **options: Any) -> Any:
+        asked.append(arguments)
+        over.wait(LONG)
+        return real(*arguments, **options)
+
+    with Endpoint(scripted({})) as endpoint, gateway_to(endpoint.url) as opened:
+        opened.post(old("c1"), BODY, time.monotonic() + LONG)
+        monkeypatch.setattr(socket, "getaddrinfo", hanging)
+        monkeypatch.setattr(gateway, "ADDRESS_SECONDS", 0.0)
+        opened._wires._addresses_until = 0.0
+        opened._wires.drop_idle()
+        started = time.monotonic()
+        for _ in range(3):
+            posted = opened.post(old("c1", "c2"), BODY, started + LONG)
+            assert (posted.count("delivered"), posted.retries) == (2, 0)
+            opened._wires.drop_idle()
+        assert time.monotonic() - started < 1
+        over.set()
+    assert len(asked) == 1
 
 
 # Credentials

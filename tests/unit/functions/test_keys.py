@@ -37,6 +37,7 @@ class Place:
         self.reads = 0
         self.version = "one"
         self.problem: str | None = None
+        self.error: Exception | None = None
         self.answering = threading.Event()
         self.answering.set()
         self.source = Source("place", self.read, lambda: self.now)
@@ -47,6 +48,8 @@ class Place:
         assert self.answering.wait(30)
         if problem:
             raise KeysUnavailable(problem)
+        if self.error:
+            raise self.error
         return lambda algorithm, key_id: version
 
     def key(self, newer: bool = False) -> Any:
@@ -117,6 +120,17 @@ def test_stale_keys_are_used_for_a_day_and_no_longer(place: Place) -> None:
     place.now += 0.001
     with pytest.raises(KeysUnavailable, match="place: it is down"):
         place.key()
+
+
+def test_an_error_that_nobody_foresaw_costs_neither_the_keys_nor_the_later_reads(place: Place) -> None:
+    place.key()
+    place.error = MemoryError("of a token: ey...")
+    place.now += keys.KEY_LIFETIME_SECONDS
+    assert place.key() == "one"
+    assert place.source.problem == "place: MemoryError"
+    place.error, place.version = None, "two"
+    place.now += keys.RETRY_SECONDS
+    assert place.key() == "two"
 
 
 def test_keys_of_an_environment_that_slept_for_days_are_read_again_before_they_are_used(place: Place) -> None:
