@@ -52,5 +52,6 @@ def test_plans_only_additions(example: str, stack: Stack, deployment: Deployment
 
     changes = terraform.plan()
 
-    assert {change.action for change in changes} == {"create"}
+    # Data that depends on what is created is read during the apply.
+    assert {change.action for change in changes} - {"read"} == {"create"}
     assert "module.muster.aws_apigatewayv2_stage.this" in {change.address for change in changes}
