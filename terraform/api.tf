@@ -12,8 +12,13 @@ locals {
     ? replace(aws_apigatewayv2_api.this.api_endpoint, "/^ws/", "http")
     : replace(var.execute_api_url, "{api_id}", aws_apigatewayv2_api.this.id)
   )
-  connections_endpoint = "${local.execute_api_url}/${var.stage_name}"
-  stage_execution_arn  = "${aws_apigatewayv2_api.this.execution_arn}/${var.stage_name}"
+  default_endpoint = "${local.execute_api_url}/${var.stage_name}"
+
+  # A closed default endpoint answers 403 to posts too. At the custom domain, the mapping names the stage, and the path
+  # does not. The ARN that policies name is the same for both addresses.
+  closes_default_endpoint = try(var.custom_domain.close_default_endpoint, false)
+  connections_endpoint    = local.closes_default_endpoint ? "https://${var.custom_domain.domain_name}" : local.default_endpoint
+  stage_execution_arn     = "${aws_apigatewayv2_api.this.execution_arn}/${var.stage_name}"
 
   # Requests per second, and the burst above them, that an account may make in a region over all of its APIs, posts to
   # connections included, until AWS raises it [Amazon API Gateway quotas,
@@ -49,7 +54,8 @@ locals {
   # Whatever a deployment takes a copy of. Named one by one: a whole resource holds computed values, whose drift
   # would redeploy for nothing.
   deployed = {
-    route_selection_expression = aws_apigatewayv2_api.this.route_selection_expression
+    route_selection_expression   = aws_apigatewayv2_api.this.route_selection_expression
+    disable_execute_api_endpoint = local.closes_default_endpoint
     routes = {
       for key, route in aws_apigatewayv2_route.this :
       key => [route.id, route.target, route.route_response_selection_expression]
@@ -79,6 +85,9 @@ resource "aws_apigatewayv2_api" "this" {
   protocol_type              = "WEBSOCKET"
   route_selection_expression = "$request.body.action"
   tags                       = var.tags
+
+  # Takes effect with the next deployment, which comes after the functions' update.
+  disable_execute_api_endpoint = local.closes_default_endpoint
 }
 
 resource "aws_apigatewayv2_integration" "this" {

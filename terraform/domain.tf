@@ -1,5 +1,5 @@
-# A name of one's own for clients. The functions go on posting to the API's own address, so neither a DNS record nor a
-# certificate can come between them; that address therefore stays open to clients too.
+# A domain name of your own. The functions post to the default endpoint as long as it is open: then a wrong DNS record or an
+# expired certificate stops no post. Once it is closed, API Gateway takes posts at the custom domain only.
 
 resource "aws_apigatewayv2_domain_name" "this" {
   count = var.custom_domain == null ? 0 : 1

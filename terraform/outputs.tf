@@ -2,7 +2,7 @@
 
 output "websocket_url" {
   description = "Address that clients open, with their token."
-  value       = var.custom_domain == null ? replace(local.connections_endpoint, "/^http/", "ws") : "wss://${var.custom_domain.domain_name}"
+  value       = var.custom_domain == null ? replace(local.default_endpoint, "/^http/", "ws") : "wss://${var.custom_domain.domain_name}"
   depends_on  = [aws_apigatewayv2_stage.this, aws_apigatewayv2_api_mapping.this, aws_route53_record.this]
 }
 
@@ -71,7 +71,7 @@ output "region" {
 output "connections_endpoint" {
   description = "Endpoint of the API Gateway management API, which posts to and closes connections."
   value       = local.connections_endpoint
-  depends_on  = [aws_apigatewayv2_stage.this]
+  depends_on  = [aws_apigatewayv2_stage.this, aws_apigatewayv2_api_mapping.this, aws_route53_record.this]
 }
 
 output "fanout_state_machine_arn" {

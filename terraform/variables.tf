@@ -678,14 +678,18 @@ variable "stage_name" {
 
 variable "custom_domain" {
   description = <<-EOT
-    Name at which clients open the API, instead of its own address: domain_name, such as live.example.org, and
-    certificate_arn, an ACM certificate for it in the API's region. With zone, its Route 53 zone, the record is made
-    too; without, point one at the output custom_domain_target.
+    Domain name at which clients open the API: domain_name, such as live.example.org, and certificate_arn, an ACM
+    certificate for it in the API's region. With zone, its Route 53 zone, the record is made too; without, point one at
+    the output custom_domain_target. The default endpoint (execute-api) stays open beside it, and functions post there.
+    With close_default_endpoint it answers 403 to clients and posts alike, and functions post to the custom domain: set
+    it in a later apply, once clients connect at the domain.
   EOT
   type = object({
     domain_name     = string
     certificate_arn = string
     zone            = optional(object({ id = string }))
+
+    close_default_endpoint = optional(bool, false)
   })
   default = null
 

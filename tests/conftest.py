@@ -19,8 +19,24 @@ from tests.faults.seed import REPEAT
 
 Figure = Callable[[str, float, float], None]
 
+EMBEDDED_ONLY = {
+    "tests/e2e/test_deploy_page.py": "starts the embedded AWS itself",
+    "tests/e2e/test_lifecycle.py": "starts the embedded AWS itself",
+    "tests/faults/test_pipeline.py": "its functions post to a proxy on 127.0.0.1 of this machine",
+    "tests/integration/test_embedded.py": "tests the embedded AWS itself",
+    "tests/integration/test_stall.py": "starts the embedded AWS itself",
+}
+"""Test files that an endpoint named by the environment cannot serve, and why. They are skipped there."""
+
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def endpoint() -> str | None:
+    """Return the endpoint that the environment names, as localstack-client resolves it; None without one."""
+    if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("LOCALSTACK_HOST"):
+        return str(get_service_endpoint("apigatewayv2"))
+    return None
 
 
 @pytest.fixture(scope="session")
@@ -33,10 +49,9 @@ def stack() -> Iterator[Stack]:
     # Not pytest's temporary directory, which another run on this machine may clear while this one cleans up.
     with TemporaryDirectory(prefix="muster-tests-") as folder:
         state_dir = Path(folder) / "stack"
-        if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("LOCALSTACK_HOST"):
-            endpoint = get_service_endpoint("apigatewayv2")
+        if named := endpoint():
             variables = VARIABLES | {"name_prefix": unique("muster")}
-            stack = Stack(state_dir, endpoint=endpoint, variables=variables)
+            stack = Stack(state_dir, endpoint=named, variables=variables)
         else:
             stack = Stack(state_dir, port=0, variables=VARIABLES)
         try:
@@ -78,15 +93,27 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the stack, so that `-m "not stack"` is the quick half of the tests."""
+    """Mark what needs the stack, so that `-m "not stack"` is quick; skip what the endpoint cannot serve."""
+    named = endpoint()
     for item in items:
         if "stack" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.stack)
+        reason = EMBEDDED_ONLY.get(item.nodeid.partition("::")[0])
+        if named and reason:
+            item.add_marker(pytest.mark.skip(reason=f"needs the embedded AWS: {reason}"))
 
 
-def pytest_report_header() -> str:
-    """Print the seed at the start, for a run that does not end."""
-    return REPEAT
+def pytest_report_header() -> list[str]:
+    """Print the seed at the start, for a run that does not end, and what the endpoint cannot serve."""
+    if named := endpoint():
+        skipped = [f"  {path}: {reason}" for path, reason in EMBEDDED_ONLY.items()]
+        return [
+            REPEAT,
+            f"endpoint: {named}",
+            "skipped, because only the embedded AWS can serve it:",
+            *skipped,
+        ]
+    return [REPEAT]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -293,6 +293,11 @@ run "no_custom_domain" {
     )
     error_message = "Clients open the API's own address until a domain is given."
   }
+
+  assert {
+    condition     = aws_apigatewayv2_api.this.disable_execute_api_endpoint == false
+    error_message = "Without a custom domain, the default endpoint is the only one."
+  }
 }
 
 run "custom_domain" {
@@ -347,6 +352,50 @@ run "custom_domain" {
   assert {
     condition     = output.connections_endpoint == "https://a1b2c3d4e5.execute-api.eu-west-1.amazonaws.com/live"
     error_message = "Functions post to the API's own address, whatever becomes of the domain."
+  }
+
+  assert {
+    condition     = aws_apigatewayv2_api.this.disable_execute_api_endpoint == false && local.deployed.disable_execute_api_endpoint == false
+    error_message = "The default endpoint stays open until it is closed by name."
+  }
+}
+
+run "custom_domain_with_the_default_endpoint_closed" {
+  command = plan
+
+  variables {
+    custom_domain = {
+      domain_name     = "live.example.org"
+      certificate_arn = "arn:aws:acm:eu-west-1:123456789012:certificate/12345678-1234-1234-1234-123456789012"
+
+      close_default_endpoint = true
+    }
+  }
+
+  assert {
+    condition     = aws_apigatewayv2_api.this.disable_execute_api_endpoint == true && local.deployed.disable_execute_api_endpoint == true
+    error_message = "The default endpoint is closed, and the change is deployed: without a deployment it has no effect."
+  }
+
+  assert {
+    condition = (
+      output.connections_endpoint == "https://live.example.org" &&
+      local.functions.deliver.environment.CONNECTIONS_ENDPOINT == output.connections_endpoint &&
+      local.functions.default.environment.CONNECTIONS_ENDPOINT == output.connections_endpoint
+    )
+    error_message = "Functions post to the custom domain, without the stage: the closed endpoint answers 403."
+  }
+
+  assert {
+    condition     = output.websocket_url == "wss://live.example.org"
+    error_message = "Clients open the custom domain."
+  }
+
+  assert {
+    condition = (
+      one(local.functions.deliver.statements[*].resources) == ["arn:aws:execute-api:eu-west-1:123456789012:a1b2c3d4e5/live/POST/@connections/*"]
+    )
+    error_message = "Policies name the API and its stage, at whichever address they are called."
   }
 }
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -29,6 +30,17 @@ class TestEveryWorkflow:
     def test_limits_every_job_in_time(self, path: Path) -> None:
         jobs = yaml.safe_load(path.read_text())["jobs"].values()
         assert all(0 < job["timeout-minutes"] <= 60 for job in jobs)
+
+
+def test_localstack_runs_by_hand_alone_and_only_one_step_gets_its_token() -> None:
+    path = next(path for path in WORKFLOWS if path.stem == "localstack")
+    # YAML 1.1 reads the key `on` as true.
+    workflow: dict[Any, Any] = yaml.safe_load(path.read_text())
+    assert list(workflow[True]) == ["workflow_dispatch"]
+    steps = workflow["jobs"]["test"]["steps"]
+    assert [step["name"] for step in steps if "secrets." in str(step)] == ["Start LocalStack"]
+    (tests,) = (step for step in steps if step.get("run") == "make test")
+    assert "AWS_ENDPOINT_URL" in tests["env"]
 
 
 def test_an_action_has_one_version_everywhere() -> None:
