@@ -24,6 +24,7 @@ EMBEDDED_ONLY = {
     "tests/e2e/test_lifecycle.py": "starts the embedded AWS itself",
     "tests/faults/test_pipeline.py": "its functions post to a proxy on 127.0.0.1 of this machine",
     "tests/integration/test_embedded.py": "tests the embedded AWS itself",
+    "tests/e2e/test_package.py": "starts the embedded AWS itself",
     "tests/integration/test_stall.py": "starts the embedded AWS itself",
 }
 """Test files that an endpoint named by the environment cannot serve, and why. They are skipped there."""
