@@ -37,13 +37,6 @@ async def function(probe: Probe, name: str) -> dict[str, Any]:
     return await probe.call("lambda", "get_function_configuration", FunctionName=deployed)
 
 
-async def roles(probe: Probe) -> dict[str, Any]:
-    """Return the deployment's roles, each with the actions that it may send."""
-    configuration = await function(probe, "default")
-    found: dict[str, Any] = json.loads(configuration["Environment"]["Variables"]["ROLES"])
-    return found
-
-
 def role_to_test(outputs: Outputs) -> str:
     """Return the role that `--scopes role` addresses: the first by name."""
     deployed = outputs.function_names.get("default")

@@ -26,7 +26,8 @@ def steps(outputs: Outputs, clients: int, consent: Consent, checks: Iterable[Che
     )
     return [
         f"Write a row ({LEDGER}, the run's id) to {outputs.messages_table}: the names of what is made.",
-        f"Make {clients + 6} users called {PREFIX}-... in {outputs.users_table}, with the role {PREFIX}.",
+        f"Make {clients + 6} users called {PREFIX}-... in {outputs.users_table}. "
+        "Their role is the one with the fewest permissions.",
         f"Open {clients} clients and up to {traffic.LONG_CONNECTIONS} more connections at a time.",
         f"Broadcast a test to {reach}. Every broadcast but one says offline: never.",
         f"Notify {subscribers}.",

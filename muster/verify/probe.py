@@ -42,8 +42,7 @@ WIRE_LOGGER.setLevel(logging.INFO)
 """At DEBUG, websockets logs the handshake's headers, and so the token."""
 
 PREFIX = "muster-verify"
-"""Begins the name of everything that a run makes. It is also the role of its users, which no broadcast can
-name: a role that the deployment does not know is refused."""
+"""Begins the name of everything that a run makes."""
 
 LEDGER = "muster-verify"
 """The audience in the messages table that holds one row for each run. Real audiences contain `#`, or are
@@ -173,6 +172,10 @@ class Probe:
         self.left: list[str] = []
         self.open = contextlib.AsyncExitStack()
         """What checks leave open for later ones; closed first when cleaning up."""
+        self.permissions: dict[str, Any] = {}
+        """The deployment's roles, each with the actions that it may send; read when the run begins."""
+        self.role = PREFIX
+        """The role of the run's users: `$connect` refuses one that the deployment does not have."""
         self._clients: dict[str, Any] = {}
         self._executions: list[Execution] = []
         self._noted = False
@@ -210,6 +213,7 @@ class Probe:
 
     async def __aenter__(self) -> Probe:
         try:
+            await self._choose_role()
             await self._sweep()
             self.progress.step("Making users")
             await self.note(f"shelter:{self.shelter}", *(f"user:{user.user_id}" for user in self.cast.stored))
@@ -228,6 +232,17 @@ class Probe:
 
     async def __aexit__(self, *_: object) -> None:
         await self.clean_up()
+
+    async def _choose_role(self) -> None:
+        """Take the role with the fewest permissions for the run's users."""
+        deployed = self.outputs.function_names.get("default")
+        if deployed is None:
+            raise MusterError(
+                "The outputs do not name the functions.", fix="Export the outputs of this version."
+            )
+        configuration = await self.call("lambda", "get_function_configuration", FunctionName=deployed)
+        self.permissions = json.loads(configuration["Environment"]["Variables"]["ROLES"])
+        self.role = min(self.permissions, key=lambda role: (len(self.permissions[role]["actions"]), role))
 
     async def note(self, *resources: str) -> None:
         """Write names into the ledger, before what they name is made."""
@@ -252,7 +267,7 @@ class Probe:
                 "dynamodb",
                 "put_item",
                 TableName=self.outputs.users_table,
-                Item=item | {"verifyRun": {"S": self.run}},
+                Item=item | {"role": {"S": self.role}, "verifyRun": {"S": self.run}},
                 ConditionExpression="attribute_not_exists(userId)",
             )
         except ClientError as error:
@@ -490,7 +505,7 @@ class Probe:
             attributes = (await self.call("sns", "get_subscription_attributes", SubscriptionArn=arn))[
                 "Attributes"
             ]
-            if any(may_match(attributes, note) for user in users for note in _notifications(user)):
+            if any(may_match(attributes, note) for user in users for note in _notifications(user, self.role)):
                 endpoint = subscription["Endpoint"]
                 shown = endpoint if endpoint.startswith("arn:") else arn
                 matching.append(f"{subscription['Protocol']} {shown.rpartition(':')[2]}")
@@ -702,10 +717,10 @@ async def finished(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def _notifications(user: User) -> list[dict[str, Any]]:
+def _notifications(user: User, role: str) -> list[dict[str, Any]]:
     """Return the attributes and bodies of whatever a fallback about a user may publish."""
     attributes = [
-        {"type": "broadcast", "reason": reason, "role": user.role, "userId": user.user_id}
+        {"type": "broadcast", "reason": reason, "role": role, "userId": user.user_id}
         for reason in ("gone", "failed", "absent")
     ]
     # What the machines publish when the offline function crashes names no single user.

@@ -191,10 +191,10 @@ def test_a_filter_of_the_body_matches_where_its_property_is_not_known(policy: st
 
 def test_a_notification_that_names_no_user_is_reckoned_with() -> None:
     user = World().cast.hard
-    reasons = [note["attributes"]["reason"] for note in _notifications(user)]
+    reasons = [note["attributes"]["reason"] for note in _notifications(user, "resident")]
     assert reasons == ["gone", "failed", "absent", "unreached"]
     unreached = {"FilterPolicy": '{"reason": ["unreached"]}'}
-    assert any(may_match(unreached, note) for note in _notifications(user))
+    assert any(may_match(unreached, note) for note in _notifications(user, "resident"))
 
 
 def test_refused_tokens_are_refused_and_the_good_one_is_not() -> None:

@@ -54,6 +54,7 @@ class World(Probe):
         self.faults = set(faults)
         self.seats: FakeSeats = FakeSeats(self)
         self.sockets: list[FakeSocket] = []
+        self.permissions = {"admin": {"actions": ["alert"]}}
         self.roles = {user.user_id: user.role for user in self.cast.stored}
         self.recorded: dict[str, list[dict[str, Any]]] = {}
         self.used: dict[str, tuple[str, dict[str, Any]]] = {}
