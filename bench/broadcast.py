@@ -24,8 +24,8 @@ from rich.table import Table
 
 from bench import callbacks
 from muster import Broadcaster
+from muster.local.stack import Stack
 from muster.outputs import Outputs
-from muster.stack import Stack
 
 PRICES = json.loads(Path(__file__).with_name("prices.json").read_text())
 PAGE_SIZE, BATCH_SIZE, SHARDS = 500, 250, 4

@@ -26,9 +26,9 @@ from rich.table import Table
 from websockets.asyncio.client import ClientConnection, connect
 
 from muster import Broadcaster
+from muster.local.seed import USERS
+from muster.local.stack import Stack
 from muster.outputs import Outputs
-from muster.seed import USERS
-from muster.stack import Stack
 from muster.tokens import TokenIssuer
 
 CLIENTS = 50

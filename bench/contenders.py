@@ -33,7 +33,7 @@ def muster(endpoint: str, in_flight: int) -> Post:
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from botocore.session import Session
 
-    from functions.shared.gateway import Gateway, Recipient
+    from functions.shared.posting.gateway import Gateway, Recipient
 
     gateway = Gateway(endpoint, Session(), in_flight)
 
@@ -94,7 +94,7 @@ def pycurl_http2(endpoint: str, in_flight: int) -> Post:
     sys.path.insert(0, str(Path(__file__).parents[1]))
     import pycurl
 
-    from functions.shared.signing import PostSigner
+    from functions.shared.posting.signing import PostSigner
 
     credentials = SimpleNamespace(
         access_key=os.environ["AWS_ACCESS_KEY_ID"],

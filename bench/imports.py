@@ -30,7 +30,7 @@ import jwt
 from rich.console import Console
 from rich.table import Table
 
-from muster import bundle, repository
+from muster.local import bundle, repository
 
 # Nothing may be imported here that a function would import itself.
 MEASURE = """

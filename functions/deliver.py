@@ -8,7 +8,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from functions.shared import settings
 from functions.shared.clients import at_init, session
-from functions.shared.gateway import Gateway, Pace, Posted, Recipient
+from functions.shared.posting.gateway import Gateway, Pace, Posted, Recipient
 from functions.shared.telemetry import logger, metrics, tracer
 
 REPORT_MILLISECONDS = 1_500

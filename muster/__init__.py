@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from muster.broadcaster import Broadcaster
     from muster.client import Client
     from muster.errors import MusterError
+    from muster.local.stack import Stack
     from muster.outputs import Outputs
-    from muster.stack import Stack
 
 __all__ = ["Broadcaster", "Client", "MusterError", "Outputs", "Stack"]
 
@@ -21,7 +21,7 @@ _MODULES = {
     "Client": "client",
     "MusterError": "errors",
     "Outputs": "outputs",
-    "Stack": "stack",
+    "Stack": "local.stack",
 }
 
 

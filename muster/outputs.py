@@ -90,7 +90,7 @@ class Outputs:
         """
         if source is not None or (source := os.environ.get("MUSTER_OUTPUTS")):
             return cls.read(Path(source))
-        from muster.stack import Stack  # noqa: PLC0415 - a stack has outputs
+        from muster.local.stack import Stack  # noqa: PLC0415 - a stack has outputs
 
         local = Stack(state_dir).status()
         if local.outputs is not None:
@@ -112,7 +112,7 @@ class Outputs:
         if source == Path("-"):
             return cls.parse(_json(sys.stdin.read(), "Standard input"), source="Standard input")
         if source.is_dir():
-            from muster.terraform import output  # noqa: PLC0415 - only this form needs Terraform
+            from muster.local.terraform import output  # noqa: PLC0415 - only this form needs Terraform
 
             return cls.parse(output(source), source=f"The Terraform state of {source}")
         try:
@@ -143,7 +143,7 @@ class Outputs:
         }
         if self.endpoint_url is None:
             return {**values, **own}
-        from muster.emulator import local_environment  # noqa: PLC0415 - only this form needs it
+        from muster.local.emulator import local_environment  # noqa: PLC0415 - only this form needs it
 
         local = {**local_environment(self.endpoint_url), **values}
         return {**local, "AWS_PROFILE": None, "AWS_SESSION_TOKEN": None, **own}

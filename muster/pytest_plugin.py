@@ -31,9 +31,9 @@ import pytest
 if TYPE_CHECKING:
     from datetime import timedelta
 
+    from muster.local.seed import User
+    from muster.local.stack import Stack
     from muster.outputs import Outputs
-    from muster.seed import User
-    from muster.stack import Stack
     from muster.testing import OfflineQueue, SessionStack, UserClient
     from muster.tokens import TokenIssuer
 
@@ -181,7 +181,7 @@ def _folder(config: pytest.Config) -> Path:
 
 
 def _session(config: pytest.Config) -> SessionStack:
-    from muster import repository  # noqa: PLC0415
+    from muster.local import repository  # noqa: PLC0415
     from muster.testing import SessionStack  # noqa: PLC0415
 
     folder = _folder(config)

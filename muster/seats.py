@@ -17,8 +17,8 @@ from typing import Any, Self
 
 from muster.broadcaster import Broadcaster, BroadcastTimeout, Execution, Receipt
 from muster.client import Client, Message
+from muster.local.seed import User
 from muster.progress import Progress
-from muster.seed import User
 
 AT_ONCE = 16
 """Handshakes or pings in flight: the emulator passes each through one warm Lambda process, in turn."""

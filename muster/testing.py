@@ -23,9 +23,9 @@ from uuid import uuid4
 
 from muster.client import Client, ClientClosed, Message
 from muster.errors import MusterError, StackError
+from muster.local.seed import User
+from muster.local.stack import Stack
 from muster.outputs import Outputs
-from muster.seed import User
-from muster.stack import Stack
 from muster.tokens import TokenIssuer
 
 T = TypeVar("T")

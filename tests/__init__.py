@@ -3,4 +3,4 @@
 import pytest
 
 # Before they are imported, so that their assertions explain themselves as those of tests do.
-pytest.register_assert_rewrite("tests.deployment", "tests.waiting", "tests.integration", "tests.e2e")
+pytest.register_assert_rewrite("tests.support", "tests.integration", "tests.e2e")

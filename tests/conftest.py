@@ -14,8 +14,8 @@ os.environ.setdefault("POWERTOOLS_SERVICE_NAME", "muster")
 os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "Muster")
 
 from muster import Stack
-from tests.deployment import VARIABLES, Deployment, unique
-from tests.faults.seed import REPEAT
+from tests.support.deployment import VARIABLES, Deployment, unique
+from tests.support.randomness import REPEAT
 
 Figure = Callable[[str, float, float], None]
 

@@ -14,11 +14,11 @@ from rich.text import Text
 
 from muster.cli.console import echo_json, progress, stderr, stdout
 from muster.cli.interrupts import Interrupts
-from muster.demo import FEWEST_CLIENTS, Missed, Report, run
+from muster.demo.script import FEWEST_CLIENTS, Missed, Report, run
 from muster.errors import MusterError
+from muster.local.stack import Stack
 from muster.outputs import Outputs
 from muster.progress import Progress
-from muster.stack import Stack
 
 app = typer.Typer()
 

@@ -11,13 +11,13 @@ from typing import Annotated, NoReturn
 import typer
 from rich.table import Column, Table
 
-from muster import bundle
 from muster.cli.console import echo_json, progress, stderr, stdout
 from muster.cli.options import JsonOption, StateDirOption, url
+from muster.local import bundle
+from muster.local.stack import DEFAULT_PORT, Stack
+from muster.local.terraform import become
+from muster.local.watch import watch
 from muster.outputs import Outputs
-from muster.stack import DEFAULT_PORT, Stack
-from muster.terraform import become
-from muster.watch import watch
 
 app = typer.Typer()
 

@@ -27,10 +27,10 @@ from websockets.typing import Subprotocol
 
 from muster.broadcaster import Broadcaster, Execution, MessageType, Offline, Receipt
 from muster.errors import MusterError
+from muster.local.seed import User
 from muster.outputs import Outputs
 from muster.progress import Progress
 from muster.seats import Seats, wait_for_receipt
-from muster.seed import User
 from muster.verify.filters import may_match
 from muster.verify.rows import Broken
 from muster.verify.tokens import Tokens

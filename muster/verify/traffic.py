@@ -14,8 +14,8 @@ from websockets.exceptions import InvalidStatus
 
 from muster.broadcaster import IdempotencyConflict, Receipt
 from muster.client import SETTLE_SECONDS
+from muster.local.seed import User
 from muster.seats import HANDSHAKE_LIMIT_MS, Seat, Timing, broadcast_limit_ms
-from muster.seed import User
 from muster.verify.account import function
 from muster.verify.probe import MOST_NAMED, SENDER, Probe, Socket
 from muster.verify.rows import Broken, CannotTell, Check

@@ -11,7 +11,7 @@ import jsonata
 import pytest
 
 from functions.shared import audiences, messages
-from tests.schemas import conforming
+from tests.support.schemas import conforming
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = {

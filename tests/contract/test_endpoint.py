@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import EMBEDDED_ONLY
-from tests.examples import ROOT
+from tests.support.examples import ROOT
 
 STARTS_AN_EMULATOR = re.compile(
     r"emulator\.start\(|Stack\([^)]*port=0|\"--port\", \"0\"|FaultProxy\(upstream="

@@ -12,7 +12,7 @@ import jsonata
 import pytest
 
 from functions import __version__
-from tests.examples import EXAMPLES, ROOT, copy_of
+from tests.support.examples import EXAMPLES, ROOT, copy_of
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

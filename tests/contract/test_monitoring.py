@@ -25,13 +25,13 @@ from botocore.exceptions import NoCredentialsError
 from bench import cost
 from functions import accept, connect, default, deliver, disconnect, offline
 from functions.shared.errors import InvalidMessage, TokenRefused
-from functions.shared.gateway import Posted, Recipient
 from functions.shared.handover import HandedOver
 from functions.shared.keys import KEY_LIFETIME_SECONDS
+from functions.shared.posting.gateway import Posted, Recipient
 from functions.shared.settings import Jwt
 from functions.shared.telemetry import logger, metrics
 from functions.shared.tokens import Verifier
-from muster import repository
+from muster.local import repository
 from tests.contract.test_asl import EVERY
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.schemas import SCHEMAS, conforming
-from tests.transcripts import PAGE, Step, differences, transcripts
+from tests.support.schemas import SCHEMAS, conforming
+from tests.support.transcripts import PAGE, Step, differences, transcripts
 
 TRANSCRIPTS = {transcript.title: transcript for transcript in transcripts(PAGE.read_text())}
 ACTIONS = sorted(

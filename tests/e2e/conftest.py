@@ -7,10 +7,10 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from muster import Broadcaster
-from muster.seed import User
-from tests.deployment import Deployment
-from tests.e2e.sockets import Socket, websocket
-from tests.waiting import until
+from muster.local.seed import User
+from tests.support.deployment import Deployment
+from tests.support.sockets import Socket, websocket
+from tests.support.waiting import until
 
 Open = Callable[..., Socket]
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.deployment import Deployment, Json, pointers
 from tests.e2e.conftest import Open
-from tests.waiting import until
+from tests.support.deployment import Deployment, Json, pointers
+from tests.support.waiting import until
 
 ACTIONS = {
     "admin": {"alert", "broadcast", "shelter_update"},

@@ -6,8 +6,8 @@ import pytest
 
 from muster import Broadcaster
 from tests.conftest import Figure
-from tests.deployment import VARIABLES, Deployment, Json, unique
 from tests.e2e.conftest import Open
+from tests.support.deployment import VARIABLES, Deployment, Json, unique
 
 RECEIPT_SECONDS = 60
 

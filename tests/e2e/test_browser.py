@@ -10,8 +10,8 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 
 from muster import Broadcaster
-from tests.deployment import ORIGIN, Deployment, unique
-from tests.waiting import until
+from tests.support.deployment import ORIGIN, Deployment, unique
+from tests.support.waiting import until
 
 README = Path(__file__).parents[2] / "README.md"
 

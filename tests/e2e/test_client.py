@@ -10,9 +10,9 @@ import pytest
 from muster import Broadcaster, Client
 from muster.broadcaster import IdempotencyConflict, InvalidBroadcast, Receipt
 from muster.client import HandshakeRefused, Refused
-from tests.deployment import Deployment, Json, unique, users_of
 from tests.e2e.conftest import Open
-from tests.waiting import until
+from tests.support.deployment import Deployment, Json, unique, users_of
+from tests.support.waiting import until
 
 SECONDS = 30
 PAYLOAD = {"text": "Water at the north gate"}

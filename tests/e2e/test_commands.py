@@ -10,10 +10,10 @@ import pytest
 
 from muster import Broadcaster, Stack
 from muster.broadcaster import UnknownBroadcast
-from tests.deployment import Deployment, unique
-from tests.e2e.commands import finish, muster, start
 from tests.e2e.conftest import Open
-from tests.waiting import until
+from tests.support.commands import finish, muster, start
+from tests.support.deployment import Deployment, unique
+from tests.support.waiting import until
 
 
 @pytest.fixture

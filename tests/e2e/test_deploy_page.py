@@ -11,10 +11,10 @@ from pathlib import Path
 import boto3
 import pytest
 
-from muster import emulator, repository
-from muster.bundle import build_local, host_architecture
-from muster.terraform import find_binary, provider_environment
-from tests.examples import ROOT, copy_of
+from muster.local import emulator, repository
+from muster.local.bundle import build_local, host_architecture
+from muster.local.terraform import find_binary, provider_environment
+from tests.support.examples import ROOT, copy_of
 
 SECONDS = 420
 """Two applies and a destroy on a busy machine."""

@@ -10,10 +10,10 @@ from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
 from tests.conftest import Figure
-from tests.deployment import ORIGIN, Deployment, unique
 from tests.e2e.conftest import Open
-from tests.e2e.sockets import Socket, websocket
-from tests.waiting import until
+from tests.support.deployment import ORIGIN, Deployment, unique
+from tests.support.sockets import Socket, websocket
+from tests.support.waiting import until
 
 REFUSED: list[tuple[str, Callable[[Deployment, str], dict[str, Any]]]] = [
     ("no-token", lambda stack, user: {}),

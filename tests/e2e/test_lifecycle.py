@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from muster import Stack
-from tests.deployment import Deployment
-from tests.e2e.commands import SECONDS, finish, muster, start
-from tests.waiting import until
+from tests.support.commands import SECONDS, finish, muster, start
+from tests.support.deployment import Deployment
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -11,10 +11,10 @@ from websockets.exceptions import ConnectionClosed
 from functions.shared.messages import uuid7
 from muster import Broadcaster
 from tests.conftest import Figure
-from tests.deployment import Deployment
 from tests.e2e.conftest import Open
-from tests.e2e.sockets import SECONDS, Socket
-from tests.waiting import until
+from tests.support.deployment import Deployment
+from tests.support.sockets import SECONDS, Socket
+from tests.support.waiting import until
 
 SHORT = 4
 """Seconds for which a token holds whose end a test waits for."""

@@ -11,10 +11,10 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from muster import Stack
-from tests.deployment import Deployment, unique
-from tests.e2e.commands import finish, muster, start
-from tests.e2e.sockets import websocket
-from tests.waiting import until
+from tests.support.commands import finish, muster, start
+from tests.support.deployment import Deployment, unique
+from tests.support.sockets import websocket
+from tests.support.waiting import until
 
 
 @pytest.fixture

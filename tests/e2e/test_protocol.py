@@ -10,11 +10,11 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from functions.shared.messages import RESUME_OVERLAP_SECONDS, uuid7
-from muster.seed import User
-from tests.deployment import Deployment, Json, unique
+from muster.local.seed import User
 from tests.e2e.conftest import Open
-from tests.e2e.sockets import ENVELOPES, SECONDS, Socket
-from tests.transcripts import PAGE, UUID, Step, Transcript, differences, transcripts
+from tests.support.deployment import Deployment, Json, unique
+from tests.support.sockets import ENVELOPES, SECONDS, Socket
+from tests.support.transcripts import PAGE, UUID, Step, Transcript, differences, transcripts
 
 TRANSCRIPTS = transcripts(PAGE.read_text())
 

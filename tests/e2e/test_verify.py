@@ -34,9 +34,9 @@ from muster.verify import (
 )
 from muster.verify.plan import policy
 from muster.verify.probe import LEDGER, PREFIX, Probe
-from tests.deployment import Deployment, unique
 from tests.e2e.conftest import Open
-from tests.waiting import until
+from tests.support.deployment import Deployment, unique
+from tests.support.waiting import until
 
 NOT_CALLED_HERE = {
     "apigateway:GET",

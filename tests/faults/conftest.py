@@ -5,11 +5,11 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from functions.shared import gateway
-from tests.faults.proxy import FaultProxy
-from tests.faults.seed import REPEAT, SEED
-from tests.faults.support import close_gateways
-from tests.unit.functions.support import shorten_timeouts
+from functions.shared.posting import gateway
+from tests.support.functions import shorten_timeouts
+from tests.support.gateways import close_gateways
+from tests.support.proxy import FaultProxy
+from tests.support.randomness import REPEAT, SEED
 
 
 @pytest.hookimpl(wrapper=True)

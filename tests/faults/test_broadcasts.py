@@ -18,10 +18,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from functions.shared import gateway
 from functions.shared.messages import uuid7
-from tests.faults.machines import ALWAYS, CALLS, Json, Machines, Trouble
-from tests.faults.proxy import (
+from functions.shared.posting import gateway
+from tests.support.functions import shorten_timeouts
+from tests.support.gateways import outcome_of
+from tests.support.machines import ALWAYS, CALLS, Json, Machines, Trouble
+from tests.support.proxy import (
     BROKEN,
     CUT,
     FORBIDDEN,
@@ -36,9 +38,7 @@ from tests.faults.proxy import (
     FaultProxy,
     Script,
 )
-from tests.faults.seed import SEED
-from tests.faults.support import outcome_of
-from tests.unit.functions.support import shorten_timeouts
+from tests.support.randomness import SEED
 
 pytestmark = pytest.mark.usefixtures("quick")
 

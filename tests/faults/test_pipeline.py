@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
-from functions.shared.gateway import Outcome
 from functions.shared.messages import uuid7
+from functions.shared.posting.gateway import Outcome
 from muster import Client, Stack
-from muster.seed import User
-from tests.deployment import Deployment, Json, users_of
-from tests.faults.proxy import (
+from muster.local.seed import User
+from tests.support.deployment import Deployment, Json, users_of
+from tests.support.gateways import outcome_of
+from tests.support.proxy import (
     BROKEN,
     CUT,
     FORBIDDEN,
@@ -37,9 +38,8 @@ from tests.faults.proxy import (
     Post,
     Script,
 )
-from tests.faults.support import outcome_of
-from tests.integration.variants import Variants
-from tests.waiting import until
+from tests.support.variants import Variants
+from tests.support.waiting import until
 
 MORTAL_DELIVER = Path(__file__).with_name("mortal_deliver.py")
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from functions.shared import gateway
-from functions.shared.gateway import Outcome
+from functions.shared.posting import gateway
+from functions.shared.posting.gateway import Outcome
 from tests.conftest import Figure
-from tests.faults.certificates import certify
-from tests.faults.proxy import (
+from tests.support.certificates import certify
+from tests.support.functions import shorten_timeouts
+from tests.support.gateways import BODY, Session, make_gateway, post, recipients
+from tests.support.proxy import (
     BROKEN,
     CUT,
     FAULTS,
@@ -35,8 +37,6 @@ from tests.faults.proxy import (
     Script,
     late,
 )
-from tests.faults.support import BODY, Session, make_gateway, post, recipients
-from tests.unit.functions.support import shorten_timeouts
 
 A, T = gateway.ATTEMPTS, gateway.POST_TIMEOUTS
 

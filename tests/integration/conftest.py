@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from muster import Stack
-from muster.seed import User
-from tests.deployment import Deployment
-from tests.integration.variants import Variants
+from muster.local.seed import User
+from tests.support.deployment import Deployment
+from tests.support.variants import Variants
 
 Connect = Callable[..., str]
 

@@ -11,10 +11,10 @@ import pytest
 
 from functions.shared.messages import uuid7
 from muster.broadcaster import Broadcaster, Execution, InvalidBroadcast
-from muster.seed import User
-from tests.deployment import SHARDS, VARIABLES, Deployment, Json, pointers, refused, unique, users_of
+from muster.local.seed import User
 from tests.integration.conftest import Connect
-from tests.schemas import conforming
+from tests.support.deployment import SHARDS, VARIABLES, Deployment, Json, pointers, refused, unique, users_of
+from tests.support.schemas import conforming
 
 EVERYBODY = {"all": True}
 NESTED: Json = reduce(lambda inner, _: {"a": inner}, range(40), Json())

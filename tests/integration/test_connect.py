@@ -7,8 +7,8 @@ from collections.abc import Callable
 import jwt
 import pytest
 
-from tests.deployment import Deployment, unique
-from tests.integration.handshakes import assert_refused, handshake
+from tests.support.deployment import Deployment, unique
+from tests.support.handshakes import assert_refused, handshake
 
 MakeToken = Callable[[Deployment, str], str | None]
 

@@ -4,10 +4,10 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from muster.seed import User
-from tests.deployment import Deployment, users_of
+from muster.local.seed import User
 from tests.integration.conftest import Connect
-from tests.schemas import conforming
+from tests.support.deployment import Deployment, users_of
+from tests.support.schemas import conforming
 
 ENVELOPE = {
     "type": "alert",

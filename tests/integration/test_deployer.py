@@ -18,9 +18,10 @@ from typing import Any
 import botocore.session
 import pytest
 
-from muster import Stack, emulator, repository
-from muster.terraform import Terraform
-from tests.deployment import Deployment, refused, unique
+from muster import Stack
+from muster.local import emulator, repository
+from muster.local.terraform import Terraform
+from tests.support.deployment import Deployment, refused, unique
 
 ROOT = Path(__file__).parents[2]
 POLICY = (ROOT / "docs" / "deployer-policy.json").read_text()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.deployment import Deployment, unique
 from tests.integration.conftest import Connect
+from tests.support.deployment import Deployment, unique
 
 
 def _event(connection_id: str, kind: str) -> dict[str, object]:

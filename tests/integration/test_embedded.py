@@ -17,8 +17,8 @@ from botocore.exceptions import ClientError
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from muster import emulator
-from tests.waiting import until
+from muster.local import emulator
+from tests.support.waiting import until
 
 CODE = """
 import json

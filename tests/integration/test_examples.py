@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from muster import Stack, repository
-from muster.bundle import host_architecture
-from muster.terraform import Terraform
-from tests.deployment import Deployment, unique
-from tests.examples import EXAMPLES, copy_of
+from muster import Stack
+from muster.local import repository
+from muster.local.bundle import host_architecture
+from muster.local.terraform import Terraform
+from tests.support.deployment import Deployment, unique
+from tests.support.examples import EXAMPLES, copy_of
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from muster.seed import User
-from tests.deployment import VARIABLES, Deployment, users_of
+from muster.local.seed import User
 from tests.integration.conftest import Connect
-from tests.integration.variants import Variants
+from tests.support.deployment import VARIABLES, Deployment, users_of
+from tests.support.variants import Variants
 
 FAULTY_DELIVER = Path(__file__).with_name("faulty_deliver.py")
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from functions.shared.messages import uuid7
-from muster.seed import User
-from tests.deployment import Deployment, users_of
+from muster.local.seed import User
 from tests.integration.conftest import Connect
-from tests.schemas import conforming
+from tests.support.deployment import Deployment, users_of
+from tests.support.schemas import conforming
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from websockets.exceptions import ConnectionClosed
 
 from functions.shared import audiences
 from functions.shared.messages import uuid7
-from tests.deployment import Deployment, Json
-from tests.e2e.sockets import websocket
-from tests.integration.handshakes import handshake
-from tests.integration.variants import Grant, Variants, grants
+from tests.support.deployment import Deployment, Json
+from tests.support.handshakes import handshake
+from tests.support.sockets import websocket
+from tests.support.variants import Grant, Variants, grants
 
 ROOT = Path(__file__).parents[2]
 

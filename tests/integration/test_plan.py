@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from muster import Stack, emulator
-from muster.terraform import Terraform, find_binary
-from tests.deployment import Deployment
+from muster import Stack
+from muster.local import emulator
+from muster.local.terraform import Terraform, find_binary
+from tests.support.deployment import Deployment
 
 Actions = Mapping[str, list[str]]
 

@@ -11,9 +11,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tests.deployment import Deployment, unique
-from tests.integration.handshakes import assert_refused, handshake
-from tests.integration.variants import Variants
+from tests.support.deployment import Deployment, unique
+from tests.support.handshakes import assert_refused, handshake
+from tests.support.variants import Variants
 
 
 @pytest.fixture(scope="session")

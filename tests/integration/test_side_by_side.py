@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from muster import Outputs, Stack
-from tests.deployment import VARIABLES, Deployment, unique, users_of
-from tests.waiting import until
+from tests.support.deployment import VARIABLES, Deployment, unique, users_of
+from tests.support.waiting import until
 
 Find = Callable[[Outputs, str], list[str]]
 

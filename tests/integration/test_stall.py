@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from muster import Stack, emulator
-from muster.emulator import Process
+from muster import Stack
 from muster.errors import TerraformStalled
+from muster.local import emulator
+from muster.local.emulator import Process
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 180
@@ -39,7 +40,7 @@ def lose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lose:
         return start(port, settings={**settings, "PYTHONPATH": str(ROOT), "LOSSES": str(losses)}, **options)
 
     monkeypatch.setattr(emulator, "start", start_losing)
-    monkeypatch.setattr(emulator, "_MODULE", "tests.integration.swallowing")
+    monkeypatch.setattr(emulator, "_MODULE", "tests.support.swallowing")
 
     def lose(answers: int) -> None:
         losses.write_text("answer\n" * answers)

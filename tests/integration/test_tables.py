@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Figure
-from tests.deployment import Deployment, unique
+from tests.support.deployment import Deployment, unique
 
 FANOUT_ATTRIBUTES = {"connectedAt", "role", "shelterId", "ttl", "userId"}
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from muster import Stack, repository
-from muster.watch import FOLDERS, watch
+from muster import Stack
+from muster.local import repository
+from muster.local.watch import FOLDERS, watch
 from tests.conftest import Figure
-from tests.deployment import Deployment
-from tests.waiting import until
+from tests.support.deployment import Deployment
+from tests.support.waiting import until
 
 LIVE_SECONDS = 3.0
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from muster.watch import read_variables
+from muster.local.watch import read_variables
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 
-from functions.shared import gateway
+from functions.shared.posting import gateway
 from functions.shared.telemetry import logger, metrics
-
-from .aws import DynamoDB, Sns, StepFunctions
-from .jwks import Jwks
-from .support import Context
+from tests.support.fake_aws import DynamoDB, Sns, StepFunctions
+from tests.support.functions import Context
+from tests.support.jwks import Jwks
 
 Logs = Callable[[], list[dict[str, Any]]]
 

@@ -16,10 +16,9 @@ from functions.shared.messages import (
     id_time,
     uuid7,
 )
-from tests.schemas import conforming
-
-from .conftest import Logs
-from .support import ROLES, Context, Hostile, cpu_seconds, hostile, peak_bytes
+from tests.support.functions import ROLES, Context, Hostile, cpu_seconds, hostile, peak_bytes
+from tests.support.schemas import conforming
+from tests.unit.functions.conftest import Logs
 
 ARN = "arn:aws:states:eu-west-1:000000000000:execution:muster-broadcast:one"
 STARTED = "2026-11-23T08:00:00.250Z"

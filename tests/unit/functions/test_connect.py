@@ -12,10 +12,9 @@ from functions.shared import settings
 from functions.shared.connections import Connections, Users
 from functions.shared.errors import KeysUnavailable
 from functions.shared.tokens import Verifier
-
-from .aws import DynamoDB, SecretsManager
-from .conftest import Logs
-from .support import ROLES, SECRET, Context, event, leaks, token
+from tests.support.fake_aws import DynamoDB, SecretsManager
+from tests.support.functions import ROLES, SECRET, Context, event, leaks, token
+from tests.unit.functions.conftest import Logs
 
 ROW = {"userId": "u1", "email": "u1@example.org", "role": "resident", "active": True}
 TTL = 1_000

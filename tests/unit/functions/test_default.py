@@ -18,11 +18,8 @@ from functions.shared.messages import id_time, uuid7
 from functions.shared.settings import Permission
 from functions.shared.telemetry import metrics
 from functions.shared.tokens import Verifier
-from tests.schemas import conforming
-
-from .aws import ConnectionsApi, DynamoDB, SecretsManager, StepFunctions
-from .conftest import Logs
-from .support import (
+from tests.support.fake_aws import ConnectionsApi, DynamoDB, SecretsManager, StepFunctions
+from tests.support.functions import (
     ROLES,
     SECRET,
     STATE_MACHINE,
@@ -36,6 +33,8 @@ from .support import (
     properties,
     token,
 )
+from tests.support.schemas import conforming
+from tests.unit.functions.conftest import Logs
 
 TTL = 1_000
 LATER = int(time.time()) + 86_400

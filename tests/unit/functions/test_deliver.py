@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 
 from functions import deliver
-from functions.shared.gateway import Pace, Posted, Recipient
 from functions.shared.instants import iso
-from tests.schemas import conforming
-
-from .conftest import Logs
-from .loopback import Answer, Endpoint, answer, gateway_to, scripted
-from .support import Context
+from functions.shared.posting.gateway import Pace, Posted, Recipient
+from tests.support.functions import Context
+from tests.support.loopback import Answer, Endpoint, answer, gateway_to, scripted
+from tests.support.schemas import conforming
+from tests.unit.functions.conftest import Logs
 
 MESSAGE_ID = "0190a6b2-7f00-7000-8000-000000000000"
 ENVELOPE = '{"type":"alert","payload":{"text":"the bridge is closed é🌍"}}'

@@ -4,10 +4,9 @@ import pytest
 
 from functions import disconnect
 from functions.shared.connections import Connections
-
-from .aws import DynamoDB
-from .conftest import Logs
-from .support import Context, event
+from tests.support.fake_aws import DynamoDB
+from tests.support.functions import Context, event
+from tests.unit.functions.conftest import Logs
 
 
 @pytest.fixture(autouse=True)

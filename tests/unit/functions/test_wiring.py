@@ -12,8 +12,7 @@ import pytest
 from functions import accept, connect, default, deliver, disconnect, offline
 from functions.shared import clients
 from functions.shared.errors import SettingsError
-
-from .support import STATE_MACHINE, TOPIC
+from tests.support.functions import STATE_MACHINE, TOPIC
 
 ROOT = Path(__file__).parents[3]
 
@@ -137,7 +136,7 @@ def test_the_posting_core_imports_neither_aws_nor_telemetry() -> None:
     script = """
 import sys
 before = set(sys.modules)
-import functions.shared.gateway
+import functions.shared.posting.gateway
 assert not {"botocore", "boto3", "aws_lambda_powertools", "aws_xray_sdk"} & (sys.modules.keys() - before)
 """
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=30)

@@ -1,0 +1,1 @@
+"""The local stack: an embedded AWS, the bundle, and Terraform applied to it."""

@@ -1,0 +1,396 @@
+"""The local stack: the embedded AWS emulator with this checkout's Terraform applied to it.
+
+Everything it has on disk is in one state directory:
+
+    stack.lock               marks the directory as a stack's, and is locked while one goes up or down
+    stack.json               phase, endpoint, which process the emulator is, and the Terraform outputs
+    bundle/ source/          what Terraform deploys, and the copy of the module it deploys from
+    terraform.tfstate ...    Terraform's state and data: those in terraform/ belong to the user's AWS work
+    emulator.log tmp/        the emulator's output and its temporary files
+    logs/                    what each function printed, in a file of its name
+
+The emulator keeps AWS in memory, so a stack interrupted before it was usable is thrown away and begun afresh.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from muster.errors import OutputsError, StackError, TerraformError, TerraformStalled
+from muster.local import bundle, emulator, repository
+from muster.local.emulator import Process
+from muster.local.seed import seed
+from muster.local.terraform import PlannedChange, Terraform, find_binary
+from muster.outputs import Outputs
+from muster.progress import Progress, Silent
+
+DEFAULT_PORT = 4566
+
+Phase = Literal["down", "starting", "ready", "destroying"]
+
+_LOCK = "stack.lock"
+_RECORD = "stack.json"
+_VARIABLES = "variables.tfvars.json"
+_LOG = "emulator.log"
+_FUNCTION_LOGS = "logs"
+_CONTENTS = (
+    *(
+        _RECORD,
+        f"{_RECORD}.partial",
+        _VARIABLES,
+        "bundle",
+        "source",
+        _LOG,
+        _FUNCTION_LOGS,
+        "tmp",
+    ),
+    *("terraform.tfstate", "terraform.tfstate.backup", ".terraform.tfstate.lock.info", "terraform-data"),
+)
+# How long Terraform may make no progress. With both, a start that stalls twice ends within three minutes.
+_STALL_SECONDS = 60.0
+_SECOND_STALL_SECONDS = 25.0
+# Fewer at once than on AWS, where Lambdas do not share the cores of one machine.
+_SMALL_SCALE: Mapping[str, Any] = {"audience_shards": 2, "partition_concurrency": 2, "batch_concurrency": 2}
+# The module and what it reads beside it, without what the user keeps there for AWS.
+_MODULE_FOLDERS = ("terraform", "statemachines")
+_USERS_OWN = shutil.ignore_patterns(
+    ".terraform*", "*.tfstate*", "*.tfvars*", "*_override.tf*", "tests", "examples"
+)
+_NOT_INHERITED = ("AWS_", "TF_VAR_", "TF_CLI_ARGS", "TF_DATA_DIR", "TF_WORKSPACE")
+
+
+@dataclass(frozen=True)
+class Status:
+    """What runs. `process` is None when the stack is down, or attached to an emulator of somebody else's.
+
+    `outputs` is None before the stack is ready, and when a version of Muster with other outputs brought it
+    up: `up` brings it up to date, `down` does not need them.
+    """
+
+    phase: Phase
+    endpoint_url: str | None = None
+    process: Process | None = None
+    outputs: Outputs | None = None
+
+    def require_endpoint(self) -> str:
+        """Return the endpoint; raise StackError when the stack is down."""
+        if self.endpoint_url is None:
+            raise StackError("The local stack is not up.", fix="Run `muster up`.")
+        return self.endpoint_url
+
+
+class Stack:
+    """One local stack, identified by its state directory. POSIX systems only.
+
+    `up` and `down` may be called from different processes, any number of times; a second one at the same time
+    gets a StackError. A KeyboardInterrupt leaves no process behind that the interrupted call started.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path | None = None,
+        *,
+        port: int | None = None,
+        endpoint: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Describe a stack; nothing is started yet.
+
+        port: where on 127.0.0.1 the emulator listens, 4566 by default, 0 for any free one.
+        endpoint: an emulator that runs already (LocalStack, say), instead of an embedded one.
+        variables: Terraform variables on top of the local stack's own.
+        """
+        self.state_dir = (state_dir or repository.default_state_dir()).absolute()
+        self._port = port
+        self._endpoint = endpoint.rstrip("/") if endpoint else None
+        self._variables = dict(variables or {})
+        self._progress = progress or Silent()
+
+    @property
+    def log_file(self) -> Path:
+        """The emulator's output."""
+        return self.state_dir / _LOG
+
+    def status(self) -> Status:
+        """Tell what runs, by the recorded process: what answers on a port could be somebody else's."""
+        record = self._read()
+        if record.process:
+            runs = record.process.alive()
+        else:
+            runs = record.endpoint_url is not None and emulator.healthy(record.endpoint_url)
+        return record if runs else Status("down")
+
+    def ready(self) -> Outputs | None:
+        """Return the outputs if the stack is up with these Terraform variables; its code is not compared."""
+        status = self.status()
+        if status.phase != "ready":
+            return None
+        with suppress(OSError, ValueError):
+            applied = json.loads((self.state_dir / _VARIABLES).read_text())
+            if applied == applied | self._variables:
+                return status.outputs
+        return None
+
+    def up(self) -> Outputs:
+        """Bring the stack up and return its outputs.
+
+        A stack that is up already gets the current code and Terraform applied, and keeps its data. When the
+        first apply fails or is interrupted, the emulator is stopped again. When it makes no progress for a
+        minute, because an answer was lost, it starts afresh once on a new emulator.
+        """
+        with self._locked():
+            before = self.status()
+            # Somebody else's emulator still has what an interrupted apply made: go on from that state.
+            if before.phase == "ready" or (before.phase != "down" and before.process is None):
+                self._require_same_place(before)
+                self._progress.step(f"The local stack is up on {before.endpoint_url}: applying what changed")
+                return self._deploy(before)
+            self._stop_and_clean(before)
+            try:
+                return self._begin(_STALL_SECONDS)
+            except TerraformStalled as stalled:
+                if self._endpoint:
+                    raise
+                self._progress.step(f"Starting afresh, because an answer was lost: {stalled}")
+            try:
+                return self._begin(_SECOND_STALL_SECONDS)
+            except TerraformStalled as stalled:
+                raise TerraformStalled(
+                    f"{stalled} This was the second attempt.",
+                    fix=f"Run `muster up` again when the machine is less busy; {self.log_file} may say more.",
+                ) from None
+
+    def down(self) -> bool:
+        """Destroy and stop; return False when nothing was up.
+
+        An embedded emulator is stopped, and the state removed, even when Terraform cannot destroy everything.
+        Attached to an endpoint, a failed destroy raises and keeps the state, so that it can be repeated.
+        """
+        if not self.state_dir.exists():
+            return False
+        with self._locked():
+            status = self.status()
+            try:
+                if status.phase != "down" and (self.state_dir / "terraform.tfstate").exists():
+                    self._destroy(status)
+            finally:
+                if status.process:
+                    self._progress.step("Stopping the emulator")
+                    self._stop_and_clean(status)
+            self._stop_and_clean(status)
+            (self.state_dir / _LOCK).unlink()
+            with suppress(OSError):
+                self.state_dir.rmdir()
+            return status.phase != "down"
+
+    def plan(self) -> list[PlannedChange]:
+        """Return what Terraform would change in the running stack: nothing, right after `up`."""
+        return self._terraform(self.status().require_endpoint()).plan(self._var_file)
+
+    def machines(self) -> dict[str, tuple[str, str]]:
+        """Return the template and the definition of each running state machine, as last deployed."""
+        machines = self._require_outputs().client("stepfunctions")
+        folder = self.state_dir / "source" / "statemachines"
+        return {
+            name: (
+                (folder / f"{name}.asl.json").read_text(),
+                machines.describe_state_machine(stateMachineArn=arn)["definition"],
+            )
+            for name, arn in self._machine_arns().items()
+        }
+
+    def update_functions(self) -> None:
+        """Give the running functions the checkout's code, and nothing else."""
+        with self._locked():
+            outputs = self._require_outputs()
+            archive = bundle.build_local(self.state_dir / "bundle").functions.read_bytes()
+            functions = outputs.client("lambda")
+            for name in outputs.function_names.values():
+                functions.update_function_code(FunctionName=name, ZipFile=archive)
+
+    def update_machine(self, name: str, definition: str) -> None:
+        """Give a running state machine ("broadcast" or "fanout") a definition."""
+        with self._locked():
+            machines = self._require_outputs().client("stepfunctions")
+            machines.update_state_machine(stateMachineArn=self._machine_arns()[name], definition=definition)
+
+    def _machine_arns(self) -> dict[str, str]:
+        outputs = self._require_outputs()
+        return {
+            "broadcast": outputs.broadcast_state_machine_arn,
+            "fanout": outputs.fanout_state_machine_arn,
+        }
+
+    def _require_outputs(self) -> Outputs:
+        status = self.status()
+        status.require_endpoint()
+        if status.outputs is None:
+            raise StackError("The local stack is not ready.", fix="Run `muster up`.")
+        return status.outputs
+
+    def _begin(self, stall_seconds: float) -> Outputs:
+        """Start an emulator and deploy to it; when that fails, leave nothing of it but its logs."""
+        try:
+            return self._deploy(self._start(), stall_seconds)
+        except BaseException:
+            failed = self._read()
+            if failed.process:
+                self._progress.step("Stopping the emulator again")
+                self._stop_and_clean(failed, keep=(_LOG, _FUNCTION_LOGS, "terraform-data"))
+            raise
+
+    def _start(self) -> Status:
+        find_binary()  # its absence is better told before anything runs
+        if self._endpoint:
+            if not emulator.healthy(self._endpoint):
+                raise StackError(f"No emulator answers at {self._endpoint}.", fix="Start it first.")
+            return self._write(Status("starting", self._endpoint))
+        port = DEFAULT_PORT if self._port is None else self._port or emulator.free_port()
+        emulator.require_free(port)
+        self._progress.step(f"Starting the emulator on {emulator.HOST}:{port}")
+        starting = Status("starting", f"http://{emulator.HOST}:{port}")
+        process = emulator.start(
+            port,
+            log=self.log_file,
+            folder=self.state_dir / "tmp",
+            record=lambda process: self._write(replace(starting, process=process)),
+            settings={"MUSTER_LOG_DIR": str(self.state_dir / _FUNCTION_LOGS)},
+        )
+        return replace(starting, process=process)
+
+    def _deploy(self, status: Status, stall_seconds: float = _STALL_SECONDS) -> Outputs:
+        """Build, apply and seed. The emulator boots meanwhile, so it is waited for as late as possible."""
+        endpoint_url = status.require_endpoint()
+        self._progress.step("Building the Lambda bundle")
+        bundle.build_local(self.state_dir / "bundle")
+        self._progress.step("Preparing Terraform")
+        self._write_source(endpoint_url)
+        terraform = self._terraform(endpoint_url, stall_seconds)
+        terraform.find_provider(repository.cache_dir())
+        terraform.init()
+        if status.process:
+            emulator.wait_until_healthy(status.process, endpoint_url, log=self.log_file)
+        self._progress.step("Applying Terraform")
+        terraform.apply(self._var_file)
+        outputs = Outputs.parse(terraform.output(), source="The local state", endpoint_url=endpoint_url)
+        self._progress.step("Seeding users and shelters")
+        seed(outputs)
+        self._write(Status("ready", endpoint_url, status.process, outputs))
+        return outputs
+
+    def _destroy(self, status: Status) -> None:
+        self._write(replace(status, phase="destroying"))
+        self._progress.step("Destroying what Terraform made")
+        try:
+            self._terraform(status.require_endpoint()).destroy("-refresh=false", self._var_file)
+        except TerraformError as error:
+            if status.process is None:
+                raise
+            self._progress.step(f"Going on to stop the emulator, although {error.message}")
+
+    def _terraform(self, endpoint_url: str, stall_seconds: float = _STALL_SECONDS) -> Terraform:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
+        environment = {
+            **inherited,
+            **emulator.local_environment(endpoint_url),
+            "TF_DATA_DIR": str(self.state_dir / "terraform-data"),
+        }
+        module = self.state_dir / "source" / "terraform"
+        return Terraform(
+            module, environment=environment, progress=self._progress, stall_seconds=stall_seconds
+        )
+
+    @property
+    def _var_file(self) -> str:
+        return f"-var-file={self.state_dir / _VARIABLES}"
+
+    def _write_source(self, endpoint_url: str) -> None:
+        """Copy the module, so that its lock file, backend and variables and those of AWS never meet."""
+        source = self.state_dir / "source"
+        for folder in _MODULE_FOLDERS:
+            shutil.rmtree(source / folder, ignore_errors=True)
+            shutil.copytree(repository.root() / folder, source / folder, ignore=_USERS_OWN)
+        state = str(self.state_dir / "terraform.tfstate")
+        override = {"terraform": {"backend": {"local": {"path": state}}}}
+        (source / "terraform" / "backend_override.tf.json").write_text(json.dumps(override))
+        variables = {
+            **_SMALL_SCALE,
+            "bundle_dir": str(self.state_dir / "bundle"),
+            "lambda_architecture": bundle.host_architecture(),
+            "execute_api_url": f"{endpoint_url}/_aws/execute-api/{{api_id}}",
+            "deletion_protection": False,
+            **self._variables,
+        }
+        (self.state_dir / _VARIABLES).write_text(json.dumps(variables, indent=2))
+
+    def _require_same_place(self, status: Status) -> None:
+        port = status.endpoint_url and status.endpoint_url.rpartition(":")[2]
+        other_port = self._port is not None and self._port != 0 and str(self._port) != port
+        if other_port or (self._endpoint and self._endpoint != status.endpoint_url):
+            raise StackError(f"The stack is up on {status.endpoint_url}.", fix="Run `muster down` first.")
+
+    def _read(self) -> Status:
+        """Return the record. Another version may have written it: only process and endpoint must be there."""
+        path = self.state_dir / _RECORD
+        try:
+            record = json.loads(path.read_text())
+            process = record["process"] and Process(record["process"]["pid"], record["process"]["started"])
+            status = Status(record["phase"], record["endpoint_url"], process)
+            outputs = record.get("outputs")
+        except FileNotFoundError:
+            return Status("down")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StackError(f"{path} is damaged: {error}.", fix=f"Remove {self.state_dir}.") from error
+        with suppress(OutputsError):
+            return replace(status, outputs=Outputs.parse(outputs, source=str(path)) if outputs else None)
+        return status
+
+    def _write(self, status: Status) -> Status:
+        """Record a status; the file is replaced whole, so that a reader never sees half of one."""
+        partial = self.state_dir / f"{_RECORD}.partial"
+        partial.write_text(json.dumps(asdict(status), indent=2))
+        partial.replace(self.state_dir / _RECORD)
+        return status
+
+    def _stop_and_clean(self, status: Status, keep: tuple[str, ...] = ()) -> None:
+        """Stop the recorded emulator, then remove what this class put into the state directory, no more."""
+        if status.process:
+            emulator.stop(status.process)
+        for name in _CONTENTS:
+            if name not in keep:
+                path = self.state_dir / name
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the state directory's lock, which the system gives back however this process ends."""
+        try:
+            import fcntl  # noqa: PLC0415 - not on Windows, where the rest of the package works without it
+        except ImportError:
+            raise StackError(
+                "The local stack needs Linux or macOS.",
+                fix="On Windows run it in WSL, or name a deployment on AWS with --outputs.",
+            ) from None
+        path = self.state_dir / _LOCK
+        if self.state_dir.exists() and not path.exists() and any(self.state_dir.iterdir()):
+            raise StackError(f"{self.state_dir} holds something else.", fix="Name another --state-dir.")
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StackError(
+                    "Another process is bringing this stack up or down.", fix="Wait until it is done."
+                ) from None
+            yield

@@ -1,0 +1,28 @@
+"""Holding what the deployment says to the published schemas."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+
+SCHEMAS = Path(__file__).parents[2] / "schemas"
+
+T = TypeVar("T")
+
+
+@cache
+def _validator(name: str) -> Draft202012Validator:
+    schemas = {path.name: json.loads(path.read_text()) for path in SCHEMAS.glob("*.schema.json")}
+    registry: Registry[Any] = Registry().with_resources(
+        (schema["$id"], Resource.from_contents(schema)) for schema in schemas.values()
+    )
+    return Draft202012Validator(schemas[f"{name}.schema.json"], registry=registry)
+
+
+def conforming(name: str, instance: T) -> T:
+    """Return `instance`, which must follow `schemas/<name>.schema.json`."""
+    _validator(name).validate(instance)
+    return instance

@@ -1,0 +1,108 @@
+"""The transcripts of docs/protocol.md: how the page writes them, and how frames compare with theirs.
+
+A fenced block is a transcript. Its lines are frames, `> ` sent and `< ` received, and `# ` says what happens
+between them; a line that begins with white space continues the frame before it.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
+
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+_EXECUTION = re.compile(r"[0-9a-f]{64}")
+PLACEHOLDERS = (UUID, _TIME, _EXECUTION)
+"""Strings that stand for any of their form: message ids, times, names of executions."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a transcript: `mark` is `>`, `<` or `#`."""
+
+    mark: str
+    text: str
+
+    @cached_property
+    def frame(self) -> Any:
+        return json.loads(self.text)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """A fenced block, under the heading `title`."""
+
+    title: str
+    steps: tuple[Step, ...]
+
+
+def transcripts(page: str) -> list[Transcript]:
+    """Return the transcripts of a page in Markdown."""
+    found: list[Transcript] = []
+    title = ""
+    lines: list[str] | None = None
+    for line in page.splitlines():
+        if line.startswith("```"):
+            if lines is None:
+                lines = []
+            else:
+                found.append(Transcript(title, tuple(_steps(lines))))
+                lines = None
+        elif lines is not None:
+            lines.append(line)
+        elif line.startswith("#"):
+            title = line.lstrip("# ")
+    return found
+
+
+def _steps(lines: list[str]) -> Iterator[Step]:
+    joined: list[str] = []
+    for line in lines:
+        if line.startswith(" "):
+            joined[-1] += line
+        else:
+            joined.append(line)
+    for line in joined:
+        mark, _, text = line.partition(" ")
+        assert mark in ("<", ">", "#"), f"not a line of a transcript: {line}"
+        yield Step(mark, text)
+
+
+def differences(page: Any, wire: Any, ids: dict[str, str], at: str = "") -> Iterator[str]:
+    """Say where a received value is not what the page shows, by JSON pointer.
+
+    Objects have the same fields, arrays the same length, and values are equal, or of the same form where the
+    page's value is a placeholder. `ids` maps the page's message ids to real ones; new ones are added to it.
+    """
+    if isinstance(page, dict) and isinstance(wire, dict):
+        for name in page.keys() - wire.keys():
+            yield f"{at}/{name}: not received"
+        for name in wire.keys() - page.keys():
+            yield f"{at}/{name}: not in the page"
+        for name in page.keys() & wire.keys():
+            yield from differences(page[name], wire[name], ids, f"{at}/{name}")
+    elif isinstance(page, list) and isinstance(wire, list):
+        if len(page) != len(wire):
+            yield f"{at}: {len(wire)} items, {len(page)} in the page"
+        for number, (shown, received) in enumerate(zip(page, wire, strict=False)):
+            yield from differences(shown, received, ids, f"{at}/{number}")
+    elif not (type(page) is type(wire) and _same(page, wire, ids)):
+        yield f"{at}: {wire!r}, {page!r} in the page"
+
+
+def _same(page: object, wire: object, ids: dict[str, str]) -> bool:
+    if not (isinstance(page, str) and isinstance(wire, str)):
+        return page == wire
+    form = next((form for form in PLACEHOLDERS if form.fullmatch(page)), None)
+    if form is None:
+        return page == wire
+    if form is not UUID:
+        return form.fullmatch(wire) is not None
+    if page not in ids and UUID.fullmatch(wire) and wire not in ids.values():
+        ids[page] = wire
+    return wire == ids.get(page)

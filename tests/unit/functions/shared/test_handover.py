@@ -1,0 +1,471 @@
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import permutations
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from functions import offline
+from functions.shared import handover
+from functions.shared.connections import Connections
+from functions.shared.handover import HandedOver, Handover, Missed, missed_users
+from functions.shared.instants import iso
+from tests.support.fake_aws import DynamoDB, Sns
+from tests.support.functions import TOPIC, Context, properties
+from tests.support.schemas import conforming
+from tests.unit.functions.conftest import Logs
+
+MESSAGE_ID = "0190a6b2-7f00-7000-8000-000000000000"
+ENVELOPE = {
+    "type": "alert",
+    "id": MESSAGE_ID,
+    "sentAt": "2026-11-23T08:00:00.000Z",
+    "sender": {"service": "alarms"},
+    "payload": {"text": "the bridge is closed 🌍"},
+}
+LATER = int(time.time()) + 3600
+
+
+def handover_of(dynamodb: DynamoDB, sns: Sns) -> Handover:
+    return Handover(
+        dynamodb.client,
+        sns.client,
+        connections_table="connections",
+        users_table="users",
+        messages_table="messages",
+        topic_arn=TOPIC,
+        retention_seconds=600,
+    )
+
+
+def batch(*undelivered: dict[str, str], claim: str = "claim-1", **payload: Any) -> dict[str, Any]:
+    """An `offline-batch`."""
+    envelope = ENVELOPE | ({"payload": payload} if payload else {})
+    return {
+        "messageId": MESSAGE_ID,
+        "type": "alert",
+        "envelope": json.dumps(envelope),
+        "claim": claim,
+        "undelivered": list(undelivered),
+    }
+
+
+def missed(user: str, connection: str | None = None, reason: str = "gone") -> dict[str, str]:
+    """An entry of an `offline-batch`: a connection that failed, or else an absent user."""
+    if connection is None:
+        return {"userId": user, "reason": "absent"}
+    return {"userId": user, "reason": reason, "connectionId": connection}
+
+
+def connect(dynamodb: DynamoDB, user: str, connection: str, ttl: int = LATER, **rest: str) -> None:
+    dynamodb.add("connections", {"connectionId": connection, "userId": user, "ttl": ttl, **rest})
+
+
+@pytest.fixture
+def handing(dynamodb: DynamoDB, sns: Sns) -> Handover:
+    return handover_of(dynamodb, sns)
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were made, in seconds; none of them takes any time."""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    return pauses
+
+
+def test_a_users_connections_are_one_entry() -> None:
+    entries = [missed("u1", "c1"), missed("u2"), missed("u1", "c2", "failed")]
+    assert missed_users(entries) == [Missed("u1", "gone", ["c1", "c2"]), Missed("u2", "absent", [])]
+
+
+def test_a_user_is_published_with_the_message_and_what_subscribers_filter_on(
+    handing: Handover, dynamodb: DynamoDB, sns: Sns
+) -> None:
+    dynamodb.add("users", {"userId": "u1", "email": "u1@example.org", "role": "resident", "shelterId": "s1"})
+    dynamodb.add("users", {"userId": "u2", "email": "u2@example.org", "role": "admin"})
+    given = batch(missed("u1", "c1"), missed("u1", "c2"), missed("u2", "c3", "failed"), missed("unknown"))
+    assert handing.hand_over(conforming("offline-batch", given)) == HandedOver(offline=3, failed=0)
+    bodies = [conforming("offline-notification", json.loads(entry["Message"])) for entry in sns.published]
+    assert bodies == [
+        {"message": ENVELOPE, "reason": "gone", "userId": "u1"},
+        {"message": ENVELOPE, "reason": "failed", "userId": "u2"},
+        {"message": ENVELOPE, "reason": "absent", "userId": "unknown"},
+    ]
+    attributes = [
+        {name: value["StringValue"] for name, value in entry["MessageAttributes"].items()}
+        for entry in sns.published
+    ]
+    assert attributes == [
+        {"type": "alert", "reason": "gone", "userId": "u1", "role": "resident", "shelterId": "s1"},
+        {"type": "alert", "reason": "failed", "userId": "u2", "role": "admin"},
+        {"type": "alert", "reason": "absent", "userId": "unknown"},
+    ]
+    assert [call["TopicArn"] for call in sns.called("PublishBatch")] == [TOPIC]
+
+
+def test_nobody_missed_is_nothing_to_do(handing: Handover, dynamodb: DynamoDB, sns: Sns) -> None:
+    assert handing.hand_over(batch()) == HandedOver(0, 0)
+    assert (dynamodb.calls, sns.calls) == ([], [])
+
+
+def test_a_user_with_another_live_connection_is_left_alone(
+    handing: Handover, dynamodb: DynamoDB, sns: Sns
+) -> None:
+    connect(dynamodb, "u1", "c1")
+    connect(dynamodb, "u1", "c2")
+    connect(dynamodb, "u2", "c3")
+    assert handing.hand_over(batch(missed("u1", "c1"), missed("u2", "c3"))) == HandedOver(1, 0)
+    assert sns.users == ["u2"]
+
+
+def test_a_connection_that_has_expired_is_no_other_connection(
+    handing: Handover, dynamodb: DynamoDB, sns: Sns
+) -> None:
+    connect(dynamodb, "u1", "c2", ttl=int(time.time()) - 1)
+    handing.hand_over(batch(missed("u1", "c1")))
+    assert sns.users == ["u1"]
+
+
+def test_an_absent_user_who_has_connected_since_is_left_alone(
+    handing: Handover, dynamodb: DynamoDB, sns: Sns
+) -> None:
+    connect(dynamodb, "u1", "c1")
+    assert handing.hand_over(batch(missed("u1"))) == HandedOver(0, 0)
+    assert sns.published == []
+
+
+def test_another_connection_is_found_however_many_pages_it_takes(
+    handing: Handover, dynamodb: DynamoDB, sns: Sns
+) -> None:
+    dynamodb.page_size = 2
+    for number in range(7):
+        connect(dynamodb, "u1", f"c{number}")
+    six = [missed("u1", f"c{number}") for number in range(6)]
+    assert handing.hand_over(batch(*six)) == HandedOver(0, 0)
+    assert handing.hand_over(batch(missed("u1", "c6"), claim="claim-2")) == HandedOver(1, 0)
+
+
+def test_a_retry_with_the_same_claim_publishes_again_and_another_claim_does_not(
+    handing: Handover, sns: Sns
+) -> None:
+    given = batch(missed("u1", "c1"))
+    assert [handing.hand_over(given).offline for _ in range(2)] == [1, 1]
+    assert handing.hand_over(given | {"claim": "claim-2"}) == HandedOver(0, 0)
+    assert sns.users == ["u1", "u1"]
+
+
+def test_a_hand_over_that_failed_between_claim_and_publish_is_made_good_by_its_retry(
+    handing: Handover, sns: Sns, naps: list[float]
+) -> None:
+    sns.failing.add("PublishBatch")
+    with pytest.raises(Exception, match="InternalServerError"):
+        handing.hand_over(batch(missed("u1", "c1")))
+    sns.failing.clear()
+    assert handing.hand_over(batch(missed("u1", "c1"))) == HandedOver(1, 0)
+    assert sns.users == ["u1"]
+
+
+def test_a_claim_that_the_table_does_not_take_is_not_mistaken_for_anothers(
+    handing: Handover, dynamodb: DynamoDB, sns: Sns
+) -> None:
+    @contextmanager
+    def failing_at_the_claim() -> Iterator[None]:
+        if len(dynamodb.calls) == STEPS - 1:
+            dynamodb.failing.add("UpdateItem")
+        yield
+
+    dynamodb.turn = failing_at_the_claim
+    with pytest.raises(Exception, match="InternalServerError"):
+        handing.hand_over(batch(missed("u1", "c1")))
+    assert sns.published == []
+
+
+def test_another_message_is_another_hand_over(handing: Handover, sns: Sns) -> None:
+    handing.hand_over(batch(missed("u1", "c1")))
+    other = batch(missed("u1", "c1"), claim="claim-2") | {"messageId": MESSAGE_ID.replace("0190", "0191")}
+    handing.hand_over(other)
+    assert sns.users == ["u1", "u1"]
+
+
+def test_the_ledger_is_kept_as_long_as_the_messages_and_no_client_reads_it(
+    handing: Handover, dynamodb: DynamoDB
+) -> None:
+    before = int(time.time())
+    handing.hand_over(batch(missed("u1", "c1"), missed("u1", "c2")))
+    (row,) = dynamodb.rows("messages")
+    assert before + 600 <= row.pop("ttl") <= time.time() + 600
+    assert row == {
+        "audience": "handover#u1",
+        "messageId": MESSAGE_ID,
+        "failedConnections": {"c1", "c2"},
+        "claimedBy": "claim-1",
+    }
+
+
+def test_the_ledger_of_one_message_is_spread_over_as_many_partitions_as_users(
+    handing: Handover, dynamodb: DynamoDB
+) -> None:
+    handing.hand_over(batch(*(missed(f"u{n}", f"c{n}") for n in range(20))))
+    assert len({row["audience"] for row in dynamodb.rows("messages")}) == 20
+
+
+# Several hand-overs at once
+
+
+class Turns:
+    """Lets threads take their steps in a given order; a thread that has ended leaves out its turns."""
+
+    def __init__(self, order: Sequence[int]) -> None:
+        self._order = list(order)
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, who: int) -> Iterator[None]:
+        """One step of a thread, when it is its turn; steps beyond the order are free."""
+        with self._changed:
+            mine = self._changed.wait_for(lambda: who not in self._order or self._order[0] == who, timeout=5)
+            assert mine, "the order cannot be kept"
+        yield
+        with self._changed:
+            if who in self._order:
+                self._order.pop(0)
+            self._changed.notify_all()
+
+    def end(self, who: int) -> None:
+        with self._changed:
+            self._order = [other for other in self._order if other != who]
+            self._changed.notify_all()
+
+
+def interleave(dynamodb: DynamoDB, sns: Sns, batches: Sequence[dict[str, Any]], order: Sequence[int]) -> int:
+    """Hand over all batches at once, their steps at the table in this order; return how many users."""
+    turns, offline_counts = Turns(order), [0] * len(batches)
+
+    def run(who: int) -> None:
+        mine = DynamoDB()
+        mine.tables = dynamodb.tables
+        mine.turn = lambda: turns.take(who)
+        try:
+            offline_counts[who] = handover_of(mine, sns).hand_over(batches[who]).offline
+        finally:
+            turns.end(who)
+
+    threads = [threading.Thread(target=run, args=[who]) for who in range(len(batches))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(offline_counts)
+
+
+STEPS = 3
+"""Calls of a hand-over until it has claimed its user: note the failed connections, look for others, claim."""
+
+
+@pytest.mark.parametrize(
+    "order", sorted(set(permutations([0, 1] * STEPS))), ids=lambda o: "".join(map(str, o))
+)
+def test_a_user_whose_connections_fail_on_two_pages_is_handed_over_once_in_any_interleaving(
+    dynamodb: DynamoDB, sns: Sns, order: Sequence[int]
+) -> None:
+    pages = [batch(missed("u1", f"c{n}"), claim=f"claim-{n}") for n in range(2)]
+    for n in range(2):
+        connect(dynamodb, "u1", f"c{n}")
+    assert interleave(dynamodb, sns, pages, order) == 1
+    assert sns.users == ["u1"]
+
+
+@properties
+@given(
+    order=st.permutations([0, 1, 2] * STEPS),
+    connections=st.lists(st.sampled_from(["c0", "c1", "c2", "c3"]), min_size=3, max_size=3),
+    deleted=st.sets(st.sampled_from(["c0", "c1", "c2"])),
+)
+def test_a_user_is_handed_over_once_if_no_connection_is_left_and_otherwise_not_at_all(
+    order: list[int], connections: list[str], deleted: set[str], dynamodb: DynamoDB, sns: Sns
+) -> None:
+    dynamodb.empty()
+    sns.published.clear()
+    pages = [batch(missed("u1", name), claim=f"claim-{n}") for n, name in enumerate(connections)]
+    for name in {"c0", "c1", "c2", "c3"} - deleted:  # Deliver deletes the rows of some that were gone
+        connect(dynamodb, "u1", name)
+    left = {"c0", "c1", "c2", "c3"} - deleted - set(connections)
+    assert interleave(dynamodb, sns, pages, order) == len(sns.users) == (0 if left else 1)
+
+
+# Publishing
+
+
+def test_a_batch_takes_ten_messages(handing: Handover, sns: Sns) -> None:
+    users = [missed(f"u{n}", f"c{n}") for n in range(23)]
+    assert handing.hand_over(batch(*users)) == HandedOver(23, 0)
+    sizes = [len(call["PublishBatchRequestEntries"]) for call in sns.called("PublishBatch")]
+    assert sizes == [10, 10, 3]
+    assert sns.users == [f"u{n}" for n in range(23)]
+
+
+def test_a_batch_takes_256_kib(handing: Handover, sns: Sns) -> None:
+    users = [missed(f"u{n}", f"c{n}") for n in range(12)]
+    assert handing.hand_over(batch(*users, text="é" * 15_000)) == HandedOver(12, 0)
+    sizes = [len(call["PublishBatchRequestEntries"]) for call in sns.called("PublishBatch")]
+    assert sizes == [8, 4]
+
+
+def test_what_sns_refuses_is_published_again_and_nothing_else(
+    handing: Handover, sns: Sns, naps: list[float]
+) -> None:
+    sns.refuse = lambda call, entry: (
+        (call == 1 and entry["Id"] in "1234") or (call == 2 and entry["Id"] == "3")
+    )
+    users = [missed(f"u{n}", f"c{n}") for n in range(6)]
+    assert handing.hand_over(batch(*users)) == HandedOver(6, 0)
+    ids = [[e["Id"] for e in call["PublishBatchRequestEntries"]] for call in sns.called("PublishBatch")]
+    assert ids == [list("012345"), list("1234"), ["3"]]
+    assert sorted(sns.users) == [f"u{n}" for n in range(6)]
+    assert len(naps) == 2
+    assert naps[1] > naps[0] > 0
+
+
+def test_what_sns_keeps_refusing_is_counted(handing: Handover, sns: Sns, naps: list[float]) -> None:
+    sns.refuse = lambda call, entry: entry["Id"] in {"3", "12"}
+    users = [missed(f"u{n}", f"c{n}") for n in range(15)]
+    assert handing.hand_over(batch(*users)) == HandedOver(offline=13, failed=2)
+    assert len(sns.called("PublishBatch")) == 2 + handover.PUBLISH_ATTEMPTS - 1  # the two refused share one
+    assert len(sns.users) == 13
+
+
+def test_pauses_are_as_long_for_a_whole_page_as_for_one(
+    handing: Handover, sns: Sns, naps: list[float]
+) -> None:
+    """A page of 500 whom SNS refuses must not outlast the function: then they would be told twice."""
+    sns.refuse = lambda call, entry: True
+    users = [missed(f"u{n}", f"c{n}") for n in range(60)]
+    assert handing.hand_over(batch(*users)) == HandedOver(offline=0, failed=60)
+    assert sum(naps) < 2
+
+
+def test_profiles_are_read_however_many_users_and_unprocessed_keys_there_are(
+    handing: Handover, dynamodb: DynamoDB, sns: Sns
+) -> None:
+    dynamodb.batch_get_answers = 30
+    for n in range(130):
+        dynamodb.add("users", {"userId": f"u{n}", "role": "resident"})
+    assert handing.hand_over(batch(*(missed(f"u{n}", f"c{n}") for n in range(130)))) == HandedOver(130, 0)
+    roles = [entry["MessageAttributes"]["role"]["StringValue"] for entry in sns.published]
+    assert roles == ["resident"] * 130
+    asked = [call["RequestItems"]["users"]["Keys"] for call in dynamodb.called("BatchGetItem")]
+    assert [len(keys) for keys in asked] == [100, 70, 40, 10, 30]
+
+
+# The function
+
+
+def test_the_function_answers_with_its_counts_and_logs_no_payload(
+    dynamodb: DynamoDB,
+    sns: Sns,
+    context: Context,
+    logs: Logs,
+    monkeypatch: pytest.MonkeyPatch,
+    naps: list[float],
+) -> None:
+    using = offline.Dependencies(handover_of(dynamodb, sns), Connections(dynamodb.client, "connections"))
+    monkeypatch.setattr(offline, "dependencies", lambda: using)
+    sns.refuse = lambda call, entry: entry["Id"] == "1"
+    answer = offline.handler(batch(*(missed(f"u{n}", f"c{n}") for n in range(3))), context)
+    assert conforming("offline-result", answer) == {"offline": 2, "offlineFailed": 1}
+    line, metrics = logs()
+    assert (line["messageId"], line["offline"], line["offlineFailed"]) == (MESSAGE_ID, 2, 1)
+    assert (metrics["Offline"], metrics["OfflineFailed"]) == ([2], [1])
+    assert "bridge" not in json.dumps([line, metrics])
+
+
+# Whose rows are deleted
+
+
+@pytest.fixture
+def using(handing: Handover, dynamodb: DynamoDB) -> offline.Dependencies:
+    """What Offline works with; two connections of two users have rows."""
+    for name in "gone", "other":
+        connect(dynamodb, f"u-{name}", name)
+    return offline.Dependencies(handing, Connections(dynamodb.client, "connections"))
+
+
+def left(dynamodb: DynamoDB) -> list[str]:
+    return [row["connectionId"] for row in dynamodb.rows("connections")]
+
+
+def test_the_rows_of_gone_connections_are_deleted_and_no_others(
+    using: offline.Dependencies, dynamodb: DynamoDB
+) -> None:
+    given = batch(missed("u-gone", "gone"), missed("u-other", "other", "failed"), missed("nobody"))
+    assert offline.hand_over(given, using) == HandedOver(3, 0)
+    assert left(dynamodb) == ["other"]
+
+
+def test_the_time_in_a_messages_id_decides_about_no_row(
+    using: offline.Dependencies, dynamodb: DynamoDB
+) -> None:
+    """A client makes the id: it may be years off."""
+    dynamodb.add(
+        "connections", {"connectionId": "c", "userId": "u", "ttl": LATER, "connectedAt": iso(time.time())}
+    )
+    for reason, rows in ("failed", ["gone", "other", "c"]), ("gone", ["gone", "other"]):
+        offline.hand_over(batch(missed("u", "c", reason)), using)
+        assert left(dynamodb) == rows
+
+
+def test_a_row_without_a_user_is_reported_and_leaves_the_others_alone(
+    using: offline.Dependencies, dynamodb: DynamoDB, sns: Sns, logs: Logs
+) -> None:
+    nameless = [
+        {"connectionId": "odd", "reason": "failed"},
+        {"connectionId": "odder", "reason": "failed", "userId": ""},
+    ]
+    given = batch(missed("u-gone", "gone"), *nameless, missed("u-other", "other", "failed"))
+    assert offline.hand_over(given, using) == HandedOver(2, 0)
+    assert (sns.users, left(dynamodb)) == (["u-gone", "u-other"], ["other"])
+    (line,) = logs()
+    assert (line["level"], line["connectionIds"]) == ("ERROR", ["odd", "odder"])
+
+
+def test_rows_outlast_a_hand_over_that_fails(
+    using: offline.Dependencies, dynamodb: DynamoDB, sns: Sns
+) -> None:
+    """Whoever repeats it finds in them whom to hand over."""
+    sns.failing.add("PublishBatch")
+    with pytest.raises(ClientError):
+        offline.hand_over(batch(missed("u-gone", "gone")), using)
+    assert "gone" in left(dynamodb)
+
+
+def test_a_row_that_cannot_be_deleted_is_logged_and_the_hand_over_stands(
+    using: offline.Dependencies, dynamodb: DynamoDB, logs: Logs
+) -> None:
+    dynamodb.failing.add("DeleteItem")
+    assert offline.hand_over(batch(missed("u-gone", "gone")), using) == HandedOver(1, 0)
+    (warning,) = logs()
+    assert (warning["level"], warning["message"], warning["rows"]) == (
+        "WARNING",
+        "rows of gone connections kept",
+        1,
+    )
+
+
+def test_a_table_that_stalls_does_not_have_the_users_handed_over_again(
+    using: offline.Dependencies, dynamodb: DynamoDB, logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(offline, "DELETE_SECONDS", 0.1)
+    monkeypatch.setattr(Connections, "delete", lambda *_: over.wait(30))
+    try:
+        assert offline.hand_over(batch(missed("u-gone", "gone")), using) == HandedOver(1, 0)
+    finally:
+        over.set()
+    assert logs()[0]["rows"] == 1

@@ -1,0 +1,237 @@
+"""Each check of `muster verify` that reads what is deployed: a wrong setting fails it."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from muster.verify import CHECKS, account
+from muster.verify.rows import Row, carry_out
+from tests.support.fake_world import World
+
+BROADCAST = {
+    "States": {
+        "FanOut": {
+            "MaxConcurrency": "{% 10 %}",
+            "pace": "{% ( $burst := 4500 / $lanes; {'rate': 9500 / $lanes, 'burst': $burst} ) %}",
+        }
+    }
+}
+FANOUT = {"States": {"Deliver": {"MaxConcurrency": "{% 2 %}"}}}
+
+
+def machine(stateMachineArn: str) -> dict[str, str]:
+    return {"definition": json.dumps(FANOUT if "fanout" in stateMachineArn else BROADCAST)}
+
+
+def quota(name: str, value: float) -> dict[str, object]:
+    return {"QuotaName": name, "Value": value}
+
+
+def alarm(name: str, state: str = "OK", *, tells: bool = True) -> dict[str, Any]:
+    actions = ["arn:aws:sns:eu-west-1:123456789012:on-call"] if tells else []
+    return {"AlarmName": f"town-{name}", "StateValue": state, "AlarmActions": actions}
+
+
+def denied(operation: str) -> ClientError:
+    return ClientError({"Error": {"Code": "AccessDeniedException", "Message": "No."}}, operation)
+
+
+def shards(count: int) -> dict[str, Any]:
+    return {"Environment": {"Variables": {"AUDIENCE_SHARDS": str(count)}}}
+
+
+def expires(status: str = "ENABLED", attribute: str = "ttl") -> dict[str, Any]:
+    return {"TimeToLiveDescription": {"TimeToLiveStatus": status, "AttributeName": attribute}}
+
+
+def restorable(status: str) -> dict[str, Any]:
+    recovery = {"PointInTimeRecoveryStatus": status}
+    return {"ContinuousBackupsDescription": {"PointInTimeRecoveryDescription": recovery}}
+
+
+GOOD: dict[str, Any] = {
+    "stepfunctions.describe_state_machine": machine,
+    "apigateway.get_account": {"throttleSettings": {"rateLimit": 10000.0, "burstLimit": 5000}},
+    "service-quotas.list_service_quotas": {
+        "Quotas": [
+            quota("Throttle rate", 10000),
+            quota("Throttle burst rate", 5000),
+            quota("New connections per second for WebSocket APIs", 500),
+        ]
+    },
+    "lambda.get_function_configuration": shards(4),
+    "lambda.get_account_settings": {"AccountLimit": {"UnreservedConcurrentExecutions": 1000}},
+    "dynamodb.describe_time_to_live": expires(),
+    "dynamodb.describe_continuous_backups": restorable("ENABLED"),
+    "sns.get_topic_attributes": {"Attributes": {"KmsMasterKeyId": "alias/aws/sns"}},
+    "sqs.get_queue_attributes": {"Attributes": {"SqsManagedSseEnabled": "true"}},
+    "logs.describe_log_groups": {
+        "logGroups": [{"logGroupName": "/aws/lambda/town-connect", "retentionInDays": 30}]
+    },
+    "cloudwatch.describe_alarms": {"MetricAlarms": [alarm(name) for name in account.PAGING_ALARMS]},
+    "stepfunctions.describe_execution": {"traceHeader": "Root=1-abc;Sampled=1"},
+    "xray.batch_get_traces": {
+        "Traces": [
+            {"Segments": [{"Document": json.dumps({"name": n})} for n in ("town-broadcast", "town-fanout")]}
+        ]
+    },
+}
+
+WRONG: list[tuple[str, str, Any]] = [
+    ("post-rate", "apigateway.get_account", {"throttleSettings": {"rateLimit": 2500.0, "burstLimit": 1250}}),
+    ("post-rate", "apigateway.get_account", {"throttleSettings": {"rateLimit": 9600.0, "burstLimit": 4000}}),
+    (
+        "quotas",
+        "service-quotas.list_service_quotas",
+        {"Quotas": [quota("New connections per second for WebSocket APIs", 5000)]},
+    ),
+    (
+        "lambda-concurrency",
+        "lambda.get_account_settings",
+        {"AccountLimit": {"UnreservedConcurrentExecutions": 10}},
+    ),
+    ("expiry", "dynamodb.describe_time_to_live", expires("DISABLED")),
+    ("expiry", "dynamodb.describe_time_to_live", expires(attribute="expires")),
+    ("recovery", "dynamodb.describe_continuous_backups", restorable("DISABLED")),
+    ("encryption", "sns.get_topic_attributes", {"Attributes": {}}),
+    ("encryption", "sqs.get_queue_attributes", {"Attributes": {"SqsManagedSseEnabled": "false"}}),
+    ("log-groups", "logs.describe_log_groups", {"logGroups": []}),
+    (
+        "log-groups",
+        "logs.describe_log_groups",
+        {"logGroups": [{"logGroupName": "/aws/lambda/town-connect"}]},
+    ),
+    ("alarms", "cloudwatch.describe_alarms", {"MetricAlarms": []}),
+    (
+        "alarms",
+        "cloudwatch.describe_alarms",
+        {"MetricAlarms": [alarm(name, tells=False) for name in account.PAGING_ALARMS]},
+    ),
+]
+
+UNKNOWN: list[tuple[str, str, Any]] = [
+    ("post-rate", "stepfunctions.describe_state_machine", {"definition": "{}"}),
+    ("post-rate", "stepfunctions.describe_state_machine", denied("DescribeStateMachine")),
+    ("quotas", "service-quotas.list_service_quotas", denied("ListServiceQuotas")),
+    ("quotas", "service-quotas.list_service_quotas", {"Quotas": []}),
+    ("lambda-concurrency", "lambda.get_account_settings", denied("GetAccountSettings")),
+    ("traces", "stepfunctions.describe_execution", {}),
+]
+
+
+class Insecure:
+    """An SQS client over plain HTTP."""
+
+    def __init__(self, code: str | None) -> None:
+        self._code = code
+        self.meta = self
+        self.endpoint_url = "https://sqs.eu-west-1.amazonaws.com"
+
+    def client(self, service: str, endpoint_url: str) -> "Insecure":
+        assert endpoint_url == "http://sqs.eu-west-1.amazonaws.com"
+        return self
+
+    def get_queue_attributes(self, **arguments: Any) -> dict[str, Any]:
+        if self._code:
+            raise ClientError({"Error": {"Code": self._code}}, "GetQueueAttributes")
+        return {}
+
+
+def identify(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def carry(
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: Mapping[str, Any] | None = None,
+    http: str | None = "AccessDenied",
+) -> Row:
+    """Carry out one check on a deployment that is right but for these answers."""
+    world = World()
+    world.answers |= GOOD | dict(changes or {})
+    insecure = Insecure(http)
+    check = next(check for check in CHECKS if check.name == name)
+    with monkeypatch.context() as patch:
+        patch.setattr("muster.outputs.Outputs.session", lambda outputs: insecure)
+        patch.setattr(world, "aws", lambda service: insecure)
+        return asyncio.run(carry_out(check, world, []))
+
+
+@pytest.mark.parametrize("name", [check.name for check in account.CHECKS])
+def test_a_deployment_with_the_right_settings_holds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert carry(name, monkeypatch).result == "held"
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "answer"), WRONG, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_wrong_setting_fails_the_row_and_names_the_fix(
+    name: str, call: str, answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = carry(name, monkeypatch, {call: answer})
+    assert row.result == "failed"
+    assert row.fix
+
+
+def test_a_queue_that_answers_plain_http_fails_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert carry("plain-http", monkeypatch, http=None).result == "failed"
+
+
+def test_a_deployment_that_is_not_traced_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(account, "TRACE_SECONDS", 0.0)
+    assert carry("traces", monkeypatch, {"xray.batch_get_traces": {}}).result == "unknown"
+
+
+@pytest.mark.parametrize(("name", "call", "answer"), UNKNOWN, ids=identify)
+def test_what_cannot_be_read_is_unknown(
+    name: str, call: str, answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert carry(name, monkeypatch, {call: answer}).result == "unknown"
+
+
+def test_the_quota_comes_from_service_quotas_where_the_account_may_not_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changes: dict[str, Any] = {"apigateway.get_account": denied("GetAccount")}
+    assert carry("post-rate", monkeypatch, changes).result == "held"
+    changes["service-quotas.list_service_quotas"] = {
+        "Quotas": [quota("Throttle rate", 2500), quota("Throttle burst rate", 1250)]
+    }
+    assert carry("post-rate", monkeypatch, changes).result == "failed"
+    changes["service-quotas.list_service_quotas"] = denied("ListServiceQuotas")
+    row = carry("post-rate", monkeypatch, changes)
+    assert row.result == "unknown"
+    assert row.detail == "These credentials may not call ListServiceQuotas."
+
+
+def test_a_table_of_the_adopter_is_named_and_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.answers |= GOOD
+    monkeypatch.setattr(world, "outputs", replace(world.outputs, users_table="people"))
+    check = next(check for check in CHECKS if check.name == "recovery")
+    row = asyncio.run(carry_out(check, world, []))
+    assert row.result == "held"
+    assert "people" in row.detail
+
+
+def test_alarms_that_ring_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [alarm(name, "ALARM" if name == "undeliverable" else "OK") for name in account.PAGING_ALARMS]
+    row = carry("alarms", monkeypatch, {"cloudwatch.describe_alarms": {"MetricAlarms": found}})
+    assert row.result == "held"
+    assert "undeliverable" in row.detail
+
+
+def test_what_only_aws_has_is_unknown_on_an_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.answers |= GOOD
+    monkeypatch.setattr(world, "outputs", replace(world.outputs, endpoint_url="http://127.0.0.1:1"))
+    names = ("post-rate", "quotas", "lambda-concurrency", "plain-http", "alarms", "traces")
+    for check in account.CHECKS:
+        row = asyncio.run(carry_out(check, world, []))
+        assert row.result == ("unknown" if check.name in names else "held"), row

@@ -1,0 +1,250 @@
+"""What becomes of a check, whom a run may address, which filters match, and where tokens come from."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
+
+from muster.errors import MusterError
+from muster.verify import CHECKS, Broken, CannotTell, Check, Consent, Probe, Report, Row, UnsafeTarget, chosen
+from muster.verify.filters import may_match
+from muster.verify.probe import _notifications
+from muster.verify.rows import carry_out
+from muster.verify.tokens import CommandTokens, SecretTokens
+from tests.support.fake_world import ISSUER, SECRET, World
+
+
+def ending(error: Exception | None) -> Callable[[Probe], Awaitable[str]]:
+    async def run(probe: Probe) -> str:
+        if error:
+            raise error
+        return "Seen."
+
+    return run
+
+
+def outcome(error: Exception | None) -> Row:
+    return asyncio.run(carry_out(Check("one", "It works.", "here", ending(error)), World(), []))
+
+
+def aws(code: str) -> ClientError:
+    return ClientError({"Error": {"Code": code, "Message": "secret"}}, "ListThings")
+
+
+@pytest.mark.parametrize(
+    ("error", "result"),
+    [
+        (None, "held"),
+        (Broken("It is broken.", "Mend it."), "failed"),
+        (MusterError("It failed.", fix="Try."), "failed"),
+        (TimeoutError(), "failed"),
+        (KeyError("counts"), "failed"),
+        (CannotTell("No idea."), "unknown"),
+        (aws("AccessDeniedException"), "unknown"),
+        (aws("UnknownOperationException"), "unknown"),
+        (EndpointConnectionError(endpoint_url="https://example.org"), "unknown"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else value,
+)
+def test_whatever_a_check_meets_becomes_a_row(error: Exception | None, result: str) -> None:
+    row = outcome(error)
+    assert row.result == result
+    assert "secret" not in row.detail
+
+
+def test_a_cancellation_is_not_a_row() -> None:
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(carry_out(Check("one", "", "", ending_cancelled), World(), []))
+
+
+async def ending_cancelled(probe: Probe) -> str:
+    raise asyncio.CancelledError
+
+
+def row(result: Any) -> Row:
+    return Row("one", "", "", result, "", None, 0.0)
+
+
+def test_a_report_failed_if_anything_failed_or_was_left() -> None:
+    assert Report("run", [row("held"), row("unknown"), row("failed")]).result == "failed"
+    assert Report("run", [row("held")], left=["user x"]).result == "failed"
+    assert Report("run", [row("held"), row("unknown")]).result == "unknown"
+    assert Report("run", [row("held")]).result == "held"
+    assert Report("run").result == "unknown"
+
+
+def test_checks_that_need_a_consent_are_left_out_without_it() -> None:
+    names = {check.name for check in chosen((), Consent())}
+    assert {check.name for check in CHECKS} - names == {"scopes", "idle"}
+    assert {c.name for c in chosen((), Consent(frozenset({"all"}), slow=True))} - names == {"scopes", "idle"}
+    with pytest.raises(MusterError):
+        chosen(["idle"], Consent())
+
+
+def test_a_named_check_brings_what_it_needs_and_an_unknown_one_is_refused() -> None:
+    assert [check.name for check in chosen(["users"], Consent())] == ["clients", "users"]
+    with pytest.raises(MusterError) as refusal:
+        chosen(["nothing"], Consent())
+    assert "users" in (refusal.value.fix or "")
+
+
+def test_needs_name_earlier_checks() -> None:
+    names = [check.name for check in CHECKS]
+    assert len(set(names)) == len(names)
+    for check in CHECKS:
+        assert all(names.index(need) < names.index(check.name) for need in check.needs)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {},
+        {"all": True},
+        {"roles": ["muster-verify"]},
+        {"users": ["responder-finn"]},
+        {"shelters": ["shelter-north"]},
+        {"unheard-of": ["x"]},
+    ],
+)
+def test_a_target_beyond_the_run_is_refused(target: dict[str, Any]) -> None:
+    with pytest.raises(UnsafeTarget):
+        World().check_target(target)
+
+
+def test_more_users_than_a_target_may_name_are_refused_before_an_execution_fails() -> None:
+    world = World()
+    with pytest.raises(UnsafeTarget):
+        world.check_target({"users": [world.cast.seats[0].user_id] * 101})
+
+
+def test_a_target_of_the_run_is_accepted_and_does_not_excuse_another() -> None:
+    world = World()
+    own = {"users": [user.user_id for user in world.cast.seats], "shelters": [world.shelter]}
+    world.check_target(own)
+    with pytest.raises(UnsafeTarget):
+        world.check_target(own | {"roles": ["resident"]})
+    World(consent=Consent(frozenset({"all"}))).check_target({"all": True})
+    with pytest.raises(UnsafeTarget):
+        World(consent=Consent(frozenset({"all"}))).check_target({"roles": ["resident"]})
+
+
+NOTE = {
+    "attributes": {
+        "type": "broadcast",
+        "reason": "gone",
+        "role": "muster-verify",
+        "userId": "muster-verify-1",
+    },
+    "body": {"reason": "gone", "message": {"type": "broadcast"}, "userId": "muster-verify-1"},
+}
+
+
+@pytest.mark.parametrize(
+    ("policy", "matches"),
+    [
+        ("", True),
+        ("not json", True),
+        ('{"role": ["first_responder"]}', False),
+        ('{"role": ["first_responder", "muster-verify"]}', True),
+        ('{"reason": ["gone"]}', True),
+        ('{"reason": ["gone"], "role": ["resident"]}', False),
+        ('{"type": ["alert"]}', False),
+        ('{"shelterId": ["north"]}', False),
+        ('{"shelterId": [{"exists": false}]}', True),
+        ('{"shelterId": [{"exists": true}]}', False),
+        ('{"role": [{"prefix": "muster"}]}', True),
+        ('{"role": [{"prefix": "first"}]}', False),
+        ('{"role": [{"suffix": "verify"}]}', True),
+        ('{"role": [{"equals-ignore-case": "MUSTER-VERIFY"}]}', True),
+        ('{"role": [{"anything-but": ["resident"]}]}', True),
+        ('{"role": [{"anything-but": "muster-verify"}]}', False),
+        ('{"userId": [{"anything-but": {"prefix": "muster-verify-"}}]}', False),
+        ('{"shelterId": [{"anything-but": ["north"]}]}', False),
+        ('{"role": [{"an-operator-of-2027": 1}]}', True),
+        ('{"$or": [{"role": ["resident"]}, {"reason": ["gone"]}]}', True),
+        ('{"$or": [{"role": ["resident"]}, {"reason": ["absent"]}]}', False),
+    ],
+)
+def test_a_filter_policy_matches_as_sns_documents_and_in_doubt(policy: str, matches: bool) -> None:
+    assert may_match({"FilterPolicy": policy}, NOTE) is matches
+
+
+@pytest.mark.parametrize(
+    ("policy", "matches"),
+    [
+        ('{"message": {"type": ["alert"]}}', False),
+        ('{"message": {"type": ["broadcast"]}}', True),
+        ('{"message": {"payload": {"text": ["x"]}}}', True),
+        ('{"unknown": ["x"]}', True),
+        ('{"reason": ["absent"]}', False),
+    ],
+)
+def test_a_filter_of_the_body_matches_where_its_property_is_not_known(policy: str, matches: bool) -> None:
+    scope = {"FilterPolicy": policy, "FilterPolicyScope": "MessageBody"}
+    assert may_match(scope, NOTE) is matches
+
+
+def test_a_notification_that_names_no_user_is_reckoned_with() -> None:
+    user = World().cast.hard
+    reasons = [note["attributes"]["reason"] for note in _notifications(user, "resident")]
+    assert reasons == ["gone", "failed", "absent", "unreached"]
+    unreached = {"FilterPolicy": '{"reason": ["unreached"]}'}
+    assert any(may_match(unreached, note) for note in _notifications(user, "resident"))
+
+
+def test_refused_tokens_are_refused_and_the_good_one_is_not() -> None:
+    tokens = SecretTokens(ISSUER)
+    options: dict[str, Any] = {"algorithms": ["HS256"], "audience": ISSUER.audience, "issuer": ISSUER.issuer}
+    jwt.decode(tokens.issue("ann"), SECRET, **options)
+    assert len(tokens.refused("ann")) == 5
+    for token in tokens.refused("ann").values():
+        with pytest.raises(jwt.InvalidTokenError):
+            jwt.decode(token, SECRET, **options)
+
+
+def command(folder: Path, source: str) -> str:
+    script = folder / "print_token.py"
+    script.write_text(f"import os, jwt\nuser = os.environ['MUSTER_USER_ID']\n{source}")
+    return f"'{sys.executable}' '{script}'"
+
+
+def test_a_command_makes_the_tokens_and_may_choose_the_ids(tmp_path: Path) -> None:
+    tokens = CommandTokens(command(tmp_path, f"print(jwt.encode({{'sub': 'x-' + user}}, '{SECRET}'))"))
+    assert tokens.user("ann") == "x-ann"
+    assert jwt.decode(tokens.issue("x-ann"), SECRET, algorithms=["HS256"])["sub"] == "x-ann"
+    _malformed, changed = tokens.refused("x-ann").values()
+    with pytest.raises(jwt.InvalidTokenError):
+        jwt.decode(changed, SECRET, algorithms=["HS256"])
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("print('hello')", "JWT"),
+        (f"print(jwt.encode({{'iss': 'me'}}, '{SECRET}'))", "sub"),
+        ("exit(7)", "status 7"),
+    ],
+)
+def test_a_command_that_prints_no_token_is_an_error_with_a_fix(
+    tmp_path: Path, source: str, problem: str
+) -> None:
+    with pytest.raises(MusterError, match=problem) as error:
+        CommandTokens(command(tmp_path, source)).user("ann")
+    assert error.value.fix
+
+
+def test_a_command_that_prints_one_token_for_everybody_is_refused(tmp_path: Path) -> None:
+    tokens = CommandTokens(command(tmp_path, f"print(jwt.encode({{'sub': 'ann'}}, '{SECRET}'))"))
+    tokens.user("ann")
+    with pytest.raises(MusterError, match="second token"):
+        tokens.user("bob")
+
+
+def test_a_command_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MusterError, match="could not be run"):
+        CommandTokens(str(tmp_path / "nothing")).user("ann")

@@ -1,0 +1,173 @@
+"""Each check of `muster verify` that connects or broadcasts: a deployment broken in its way fails it."""
+
+import asyncio
+
+import pytest
+
+from muster import seats
+from muster.client import HandshakeRefused
+from muster.verify import CHECKS, Consent, Row, traffic
+from muster.verify.rows import carry_out
+from tests.support.fake_world import FakeSeats, World
+
+ROLES = {"Environment": {"Variables": {"ROLES": '{"admin": {"actions": ["alert"]}}'}}, "Timeout": 30}
+
+EVERYTHING = Consent(scopes=frozenset({"all", "role"}), slow=True)
+
+BROKEN = [
+    ("query", "no token in the query"),
+    ("header", "no header"),
+    ("subprotocol", "no subprotocol"),
+    ("refused-tokens", "always 403"),
+    ("refused-tokens", "expired tokens pass"),
+    ("refused-users", "anybody is admitted"),
+    ("replies", "no replies"),
+    ("replies", "no errors"),
+    ("replies", "wrong roll-over"),
+    ("replies", "wrong idle time"),
+    ("route-names", "route names break"),
+    ("large-frame", "large frames pass"),
+    ("large-frame", "wrong close code"),
+    ("index", "slow index"),
+    ("users", "one client gets nothing"),
+    ("users", "receipts are short"),
+    ("shelter", "shelters are empty"),
+    ("connection-ids", "ids with = get nothing"),
+    ("repeated-name", "names start twice"),
+    ("repeated-name", "names are not bound"),
+    ("client-sends", "anybody may send"),
+    ("client-sends", "client ids start twice"),
+    ("client-sends", "client ids are not bound"),
+    ("client-sends", "anything is accepted"),
+    ("client-sends", "one client gets nothing"),
+    ("largest", "small messages only"),
+    ("largest", "no limit of messages"),
+    ("largest", "messages are cut"),
+    ("resume", "nothing is kept"),
+    ("hard-close", "cuts are not noticed"),
+    ("fallback", "SNS is silent"),
+    ("fallback", "wrong reasons"),
+    ("long-run", "nested runs lose posts"),
+    ("latency", "slow broadcasts"),
+    ("latency", "slow handshakes"),
+    ("scopes", "one client gets nothing"),
+    ("nobody-else", "everybody gets everything"),
+    ("idle", "idle sockets stay"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seats, "ARRIVAL_SECONDS", 0.05)
+    monkeypatch.setattr(traffic, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(traffic, "IDLE_SECONDS", 0)
+
+
+def try_out(world: World, *names: str) -> list[Row]:
+    """Carry out checks of these names, after those that they need."""
+    world.answers["lambda.get_function_configuration"] = ROLES
+    rows: list[Row] = []
+
+    async def run() -> None:
+        for check in CHECKS:
+            if check.name in names:
+                rows.append(await carry_out(check, world, rows))
+
+    asyncio.run(run())
+    return rows
+
+
+ALL = [check.name for check in traffic.CHECKS]
+
+
+def test_a_deployment_that_does_everything_holds_every_row() -> None:
+    # The pongs tell of the real idle time, which no test waits for.
+    rows = try_out(World(consent=EVERYTHING), *(name for name in ALL if name not in ("idle", "replies")))
+    assert [row for row in rows if row.result != "held"] == []
+    assert len(rows) == len(ALL) - 2
+
+
+def test_replies_with_every_field_hold_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traffic, "IDLE_SECONDS", 600)
+    (row,) = try_out(World(), "replies")
+    assert row.result == "held"
+
+
+@pytest.mark.parametrize(("name", "fault"), BROKEN, ids=[f"{name}: {fault}" for name, fault in BROKEN])
+def test_a_deployment_that_is_broken_in_this_way_fails_the_row(
+    monkeypatch: pytest.MonkeyPatch, name: str, fault: str
+) -> None:
+    if name == "replies":
+        monkeypatch.setattr(traffic, "IDLE_SECONDS", 600)
+    world = World(fault, consent=EVERYTHING)
+    first = [] if fault == "no header" else ["header"]
+    if name == "nobody-else":
+        rows = try_out(world, *first, "clients", "users", name)
+    else:
+        rows = try_out(world, *first, "clients", name)
+    (row,) = (row for row in rows if row.name == name)
+    assert row.result == "failed", row
+    assert row.detail
+    assert row.fix
+
+
+def test_every_check_has_a_way_to_fail() -> None:
+    assert set(ALL) - {name for name, _ in BROKEN} == {"clients"}
+
+
+class RefusedSeats(FakeSeats):
+    """Clients whose handshakes are refused."""
+
+    async def __aenter__(self) -> "RefusedSeats":
+        raise HandshakeRefused(401)
+
+
+def test_a_handshake_that_is_refused_fails_the_clients() -> None:
+    world = World()
+    world.seats = RefusedSeats(world)
+    (row,) = try_out(world, "clients")
+    assert row.result == "failed"
+    assert "401" in row.detail
+
+
+def test_a_resume_in_another_order_fails_the_row() -> None:
+    rows = try_out(World("wrong order"), "header", "resume")
+    assert rows[-1].result == "failed"
+
+
+def test_nothing_is_told_about_ids_without_an_equals_sign() -> None:
+    rows = try_out(World("plain ids"), "clients", "connection-ids")
+    assert rows[-1].result == "unknown"
+
+
+def test_a_nested_run_that_ends_soon_tells_nothing() -> None:
+    rows = try_out(World("nested runs are short"), "header", "long-run")
+    assert rows[-1].result == "unknown"
+
+
+def test_the_fallback_is_not_checked_where_somebody_else_would_be_notified() -> None:
+    world = World("somebody listens")
+    rows = try_out(world, "header", "fallback")
+    assert rows[-1].result == "unknown"
+    assert rows[-1].detail == "Not checked: the notifications would also go to sqs town-offline."
+    assert world.receipts == {}
+
+
+def test_the_fallback_is_checked_where_they_agreed() -> None:
+    world = World("somebody listens", consent=Consent(subscribers=True))
+    assert try_out(world, "header", "fallback")[-1].result == "held"
+
+
+def test_a_check_whose_needs_did_not_hold_is_not_carried_out() -> None:
+    rows = try_out(World("no header"), "header", "resume")
+    assert [row.result for row in rows] == ["failed", "unknown"]
+    assert "header" in rows[1].detail
+
+
+def test_an_idle_connection_that_is_closed_too_early_fails_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traffic, "IDLE_SECONDS", 600)
+    assert try_out(World(consent=EVERYTHING), "header", "idle")[-1].result == "failed"
+
+
+def test_an_idle_connection_that_is_closed_in_time_holds_the_row() -> None:
+    assert try_out(World(consent=EVERYTHING), "header", "idle")[-1].result == "held"
