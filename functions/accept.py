@@ -9,7 +9,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from functions.shared import audiences, broadcasts, messages, settings
 from functions.shared.errors import InvalidMessage
 from functions.shared.instants import epoch
-from functions.shared.telemetry import logger, metrics, tracer
+from functions.shared.telemetry import instrumented, logger, metrics
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,7 @@ def config() -> settings.Accept:
     return settings.load(settings.Accept)
 
 
-@logger.inject_lambda_context(clear_state=True)
-@metrics.log_metrics
-@tracer.capture_lambda_handler(capture_response=False, capture_error=False)
+@instrumented
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Answer {"accepted": true, ...} or {"accepted": false, "faults": [...]}.
 

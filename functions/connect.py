@@ -10,7 +10,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from functions.shared import errors, settings, tokens
 from functions.shared.clients import at_init, client
 from functions.shared.connections import Connections, Users, id_problem
-from functions.shared.telemetry import logger, metrics, tracer
+from functions.shared.telemetry import instrumented, logger, metrics
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,7 @@ def dependencies() -> Dependencies:
     )
 
 
-@logger.inject_lambda_context(clear_state=True)
-@metrics.log_metrics
-@tracer.capture_lambda_handler(capture_response=False, capture_error=False)
+@instrumented
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Answer 200 and store a row, or answer 401 or 403 and store none; 500 when the answer is not known.
 

@@ -22,7 +22,7 @@ from functions.shared.clients import at_init, client
 from functions.shared.connections import Connection, Connections, Users
 from functions.shared.errors import Fault
 from functions.shared.instants import epoch, iso
-from functions.shared.telemetry import logger, metrics, tracer
+from functions.shared.telemetry import instrumented, logger, metrics
 from functions.shared.validation import parse_object, validate
 
 if TYPE_CHECKING:
@@ -83,9 +83,7 @@ def dependencies() -> Dependencies:
     )
 
 
-@logger.inject_lambda_context(clear_state=True)
-@metrics.log_metrics
-@tracer.capture_lambda_handler(capture_response=False, capture_error=False)
+@instrumented
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Answer one client message; the body reaches the client through the route response."""
     connection_id = event["requestContext"]["connectionId"]

@@ -9,7 +9,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from functions.shared import settings
 from functions.shared.clients import at_init, session
 from functions.shared.posting.gateway import Gateway, Pace, Posted, Recipient
-from functions.shared.telemetry import logger, metrics, tracer
+from functions.shared.telemetry import instrumented, logger, metrics
 
 REPORT_MILLISECONDS = 1_500
 """What an invocation keeps of its time for answering. Posts still unanswered by then are reported as failed
@@ -23,9 +23,7 @@ def gateway() -> Gateway:
     return Gateway(config.connections_endpoint, session(), config.post_concurrency)
 
 
-@logger.inject_lambda_context(clear_state=True)
-@metrics.log_metrics
-@tracer.capture_lambda_handler(capture_response=False, capture_error=False)
+@instrumented
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Answer a `delivery-result` for a `delivery-batch`: every connection delivered, gone or failed, once."""
     started = time.monotonic()

@@ -11,7 +11,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from functions.shared import errors, settings
 from functions.shared.clients import at_init, client
 from functions.shared.connections import Connections
-from functions.shared.telemetry import logger, metrics, tracer
+from functions.shared.telemetry import instrumented, logger, metrics
 
 
 @at_init
@@ -20,9 +20,7 @@ def connections() -> Connections:
     return Connections(client("dynamodb"), settings.load(settings.Disconnect).connections_table)
 
 
-@logger.inject_lambda_context(clear_state=True)
-@metrics.log_metrics
-@tracer.capture_lambda_handler(capture_response=False, capture_error=False)
+@instrumented
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Delete the connection's row. Answers 200; the client is gone and reads no answer."""
     request = event["requestContext"]

@@ -10,7 +10,7 @@ from functions.shared import settings
 from functions.shared.clients import at_init, client
 from functions.shared.connections import Connections
 from functions.shared.handover import HandedOver, Handover
-from functions.shared.telemetry import logger, metrics, tracer
+from functions.shared.telemetry import instrumented, logger, metrics
 
 DELETE_SECONDS = 2.5
 """How long deleting rows may take: a table that stalls must not have the users handed over again."""
@@ -41,9 +41,7 @@ def dependencies() -> Dependencies:
     return Dependencies(handover, Connections(dynamodb, config.connections_table))
 
 
-@logger.inject_lambda_context(clear_state=True)
-@metrics.log_metrics
-@tracer.capture_lambda_handler(capture_response=False, capture_error=False)
+@instrumented
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:
     """Answer an `offline-result` for an `offline-batch`."""
     result = hand_over(event, dependencies())
