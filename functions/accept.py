@@ -1,4 +1,4 @@
-"""Accept: validate a broadcast request and turn it into everything the later states need."""
+"""Accept: validate a broadcast request, and prepare what the later states need."""
 
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -22,7 +22,7 @@ class Execution:
 
 @cache
 def config() -> settings.Accept:
-    """Read on the first event and kept while the execution environment lives."""
+    """Read once per execution environment."""
     return settings.load(settings.Accept)
 
 
@@ -30,8 +30,9 @@ def config() -> settings.Accept:
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Answer {"accepted": true, ...} or {"accepted": false, "faults": [...]}.
 
-    `event` is {"request": the execution's input, "execution": {"id", "startTime"}}. A refusal is an answer,
-    not an error: nothing is retried, and the state machine fails the execution with the faults as its cause.
+    `event` is {"request": the execution's input, "execution": {"id", "startTime"}}. A rejected request is an
+    answer and not an error, so the state machine does not retry it: the execution fails with the faults as
+    its cause.
     """
     execution = Execution(event["execution"]["id"], epoch(event["execution"]["startTime"]))
     try:
@@ -48,9 +49,9 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
 
 
 def accept(request: Any, execution: Execution, using: settings.Accept) -> dict[str, Any]:
-    """The accepted broadcast: its id, envelope, audience keys, and the partitions to query and how.
+    """The accepted broadcast: its id, envelope and audience keys, and the partitions with their queries.
 
-    The same execution always yields the same result, so a retried Accept changes nothing.
+    An execution always gets the same result, so Accept may be retried.
     Raises `InvalidMessage` or `TooLarge` with every fault.
     """
     identifier = messages.message_id(execution.id, execution.started_at)

@@ -1,4 +1,4 @@
-"""`$connect`: admit a client whose token and user both hold, and store its connection."""
+"""`$connect`: verify a client's token and user, and store its connection."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,13 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from functions.shared import errors, settings, tokens
 from functions.shared.clients import at_init, client
 from functions.shared.connections import Connections, Users, id_problem
+from functions.shared.routes import misrouted
 from functions.shared.telemetry import instrumented, logger, metrics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dependencies:
-    """What `admit` works with."""
+    """What `admit` needs."""
 
     settings: settings.Connect
     verifier: tokens.Verifier
@@ -25,48 +26,50 @@ class Dependencies:
 
 @at_init
 def dependencies() -> Dependencies:
-    """Built by the first event at the latest, and kept while the execution environment lives."""
+    """Built once per execution environment."""
     config = settings.load(settings.Connect)
+    dynamodb = client("dynamodb")
     return Dependencies(
-        config,
-        tokens.Verifier(config, client("secretsmanager") if config.jwt_secret_arn else None),
-        Users(client("dynamodb"), config.users_table, config.roles),
-        Connections(client("dynamodb"), config.connections_table),
+        settings=config,
+        verifier=tokens.Verifier(config, client("secretsmanager") if config.jwt_secret_arn else None),
+        users=Users(dynamodb, config.users_table, config.roles),
+        connections=Connections(dynamodb, config.connections_table),
     )
 
 
 @instrumented
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Answer 200 and store a row, or answer 401 or 403 and store none; 500 when the answer is not known.
+    """Store a row and answer 200, or answer 401 or 403; 500 when the client cannot be verified now.
 
-    The refusal's reason is logged; the token never is.
+    The log has the reason of a refusal, and never the token.
     """
     connection_id = event["requestContext"]["connectionId"]
     logger.append_keys(connectionId=connection_id)
-    if event["requestContext"]["eventType"] != "CONNECT":
-        return errors.misrouted()
-    outcome = "Failed"
+    if response := misrouted(event, "CONNECT"):
+        return response
+    outcome = "ConnectionsFailed"
     try:
         headers = admit(event, connection_id, dependencies())
-        outcome = "Opened"
+        outcome = "ConnectionsOpened"
         return {"statusCode": 200, "headers": headers}
     except (errors.OriginRefused, errors.TokenRefused, errors.UserRefused) as refusal:
-        outcome = "Refused"
+        outcome = "ConnectionsRefused"
         logger.warning("connection refused", extra={"reason": f"{type(refusal).__name__}: {refusal}"})
         return {"statusCode": refusal.status}
     except Exception:
         logger.exception("connection failed")
         return {"statusCode": 500}
     finally:
-        # All three each time: metric math has no value at a time for which any of its metrics has none.
-        for each in ("Opened", "Refused", "Failed"):
-            metrics.add_metric(f"Connections{each}", "Count", int(each == outcome))
+        # Metric math has no result for a period in which one of its metrics has no data, so write all three.
+        for name in ("ConnectionsOpened", "ConnectionsRefused", "ConnectionsFailed"):
+            metrics.add_metric(name, "Count", int(name == outcome))
 
 
 def admit(event: dict[str, Any], connection_id: str, using: Dependencies) -> dict[str, str]:
-    """Store the connection of an admitted client and return the headers of the handshake's answer.
+    """Store the connection of a verified client and return the headers of the handshake's response.
 
-    The row lives until the token expires or the connection's time to live ends, whichever comes first.
+    The row expires with the token or after the connection's time to live, whichever comes first.
+    Raises `OriginRefused`, `TokenRefused`, `UserRefused` or `KeysUnavailable`.
     """
     check_origin(event.get("headers") or {}, using.settings.allowed_origins)
     offer = tokens.find(event)
@@ -81,10 +84,10 @@ def admit(event: dict[str, Any], connection_id: str, using: Dependencies) -> dic
 
 
 def check_origin(headers: Mapping[str, str], allowed: Sequence[str]) -> None:
-    """Raise `OriginRefused` for a web page of a site that is not `allowed`; nothing allowed is everything.
+    """Raise `OriginRefused` for a web page whose site is not allowed. Without `allowed`, every site is.
 
-    Browsers name a page's site in `Origin` and let no page change it. A client without that header is no
-    browser, and could claim any: the token alone decides about it.
+    Browsers send the page's site in `Origin`, and a page cannot change it. A client without that header is
+    not a browser and could send any value, so only its token is checked.
     """
     origin = next((value for name, value in headers.items() if name.lower() == "origin"), None)
     if allowed and origin is not None and origin not in allowed:

@@ -1,7 +1,7 @@
-"""`$default`: every frame that a client sends, as JSON with an `action`.
+"""`$default`: answers every frame of a client, which is JSON with an `action`.
 
-Every answer is a JSON message that carries the client's own id as `replyTo`; a refusal is an `error` message
-and leaves the connection usable.
+Every answer is a JSON message with the id of the client's frame as `replyTo`. An `error` message leaves the
+connection open, unless the client may not use it any more.
 """
 
 import json
@@ -29,25 +29,26 @@ if TYPE_CHECKING:
     from functions.shared import tokens
 
 MAX_FRAME_BYTES = 32 * 1024
-"""API Gateway closes a connection that sends a larger frame; other endpoints may let it through.
-[API Gateway WebSocket quotas]"""
+"""API Gateway closes a connection that sends a larger frame [API Gateway WebSocket quotas]. Emulators may
+accept it."""
 
 CONNECTION_SECONDS = 2 * 60 * 60
 IDLE_SECONDS = 10 * 60
-"""API Gateway closes a connection at two hours, and after ten idle minutes. [API Gateway WebSocket quotas]"""
+"""API Gateway closes a connection after two hours, and after ten idle minutes [API Gateway WebSocket
+quotas]."""
 
 ROLL_OVER_MARGIN_SECONDS = 5 * 60
-"""How long before the two hours a client should have moved to a new connection."""
+"""How long before the two hours end a client should move to a new connection."""
 
 RESUMED_WRAPPER_BYTES = 400
-"""Room for everything in a `resumed` message but its envelopes."""
+"""Room for everything in a `resumed` message except its envelopes."""
 
 Message = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dependencies:
-    """What the actions work with."""
+    """What the actions need."""
 
     settings: settings.Default
     verifier: Callable[[], "tokens.Verifier"]
@@ -60,7 +61,7 @@ class Dependencies:
 
 @cache
 def verifier() -> "tokens.Verifier":
-    """Built for the first renewal: its imports are a quarter of this function's, and few events need them."""
+    """Built at the first renewal: few events need it, and its imports take a quarter of the cold start."""
     from functions.shared import tokens  # noqa: PLC0415 - for renewals only
 
     config = settings.load(settings.Default)
@@ -69,23 +70,23 @@ def verifier() -> "tokens.Verifier":
 
 @at_init
 def dependencies() -> Dependencies:
-    """Built by the first event at the latest, and kept while the execution environment lives."""
+    """Built once per execution environment."""
     config = settings.load(settings.Default)
     dynamodb = client("dynamodb")
     return Dependencies(
-        config,
-        verifier,
-        Users(dynamodb, config.users_table, config.roles),
-        Connections(dynamodb, config.connections_table),
-        messages.Queue(dynamodb, config.messages_table),
-        broadcasts.Starter(client("stepfunctions"), config.broadcast_state_machine_arn),
-        client("apigatewaymanagementapi", config.connections_endpoint),
+        settings=config,
+        verifier=verifier,
+        users=Users(dynamodb, config.users_table, config.roles),
+        connections=Connections(dynamodb, config.connections_table),
+        queue=messages.Queue(dynamodb, config.messages_table),
+        starter=broadcasts.Starter(client("stepfunctions"), config.broadcast_state_machine_arn),
+        gateway=client("apigatewaymanagementapi", config.connections_endpoint),
     )
 
 
 @instrumented
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Answer one client message; the body reaches the client through the route response."""
+    """Answer a client's frame. The body reaches the client through the route response."""
     connection_id = event["requestContext"]["connectionId"]
     logger.append_keys(connectionId=connection_id)
     metrics.add_metric("ClientMessages", "Count", 1)
@@ -93,17 +94,17 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     answer, closes = respond(event.get("body") or "", connection_id, using)
     body = messages.serialise(answer)
     if closes:
-        # It would stay open and hear nothing. The answer must be posted first, because nothing can be sent
-        # through a connection that is closed.
+        # The connection would stay open without receiving anything. Post the answer first, because nothing
+        # can be sent through a closed connection.
         _close(connection_id, body, using.gateway)
         return {"statusCode": 200}
     return {"statusCode": 200, "body": body}
 
 
 def respond(text: str, connection_id: str, using: Dependencies) -> tuple[Message, bool]:
-    """The server message that answers a frame, and whether the connection is then closed. Never raises.
+    """The server message that answers a frame, and whether to close the connection then. Never raises.
 
-    The cheap checks come first: the size, then whether the sender's role may send at all, then the schema.
+    Cheap checks come first: the size, then the sender's role, then the schema.
     """
     reply_to: str | None = None
     try:
@@ -125,7 +126,7 @@ def respond(text: str, connection_id: str, using: Dependencies) -> tuple[Message
         validate(f"client-{name.replace('_', '-')}", frame)
         return ACTIONS[name](frame, connection, using) | {"replyTo": reply_to}, False
     except Exception as error:
-        # `internal` is the server's own failure, even where it has a class, such as keys that cannot be read.
+        # `internal` is a failure of the server, also where it has a class, such as `KeysUnavailable`.
         refusal = error if isinstance(error, errors.MusterError) else errors.MusterError()
         if refusal.code != errors.MusterError.code:
             metrics.add_metric("ClientMessagesRefused", "Count", 1)
@@ -137,7 +138,7 @@ def respond(text: str, connection_id: str, using: Dependencies) -> tuple[Message
 
 
 def ping(frame: Message, connection: Connection, using: Dependencies) -> Message:
-    """Tell the client that the server knows it, as whom, and when it should renew and roll over."""
+    """Answer with the connection's role and shelter, and when to renew and to move to a new connection."""
     return {
         "type": "pong",
         "serverTime": iso(time.time()),
@@ -152,33 +153,40 @@ def ping(frame: Message, connection: Connection, using: Dependencies) -> Message
 def send(frame: Message, connection: Connection, using: Dependencies) -> Message:
     """Start a broadcast and acknowledge it with the message's id.
 
-    A frame that is sent again with the same client id starts nothing and is acknowledged with the first
-    message's id, so a client that lost the answer may simply repeat itself, as long as its role may send it.
+    A client that lost the answer may send its frame again with the same id, as long as its role may send it.
+    That starts nothing, and the acknowledgement has the id of the first message.
     """
     if frame["action"] == "shelter_update" and using.settings.roles[connection.role].own_shelter_only:
         bind_to_own_shelter(frame, connection.shelter_id)
     now = time.time()
-    name = messages.uuid7(now, urandom(10))
+    message_id = messages.uuid7(now, urandom(10))
     request: Message = {
         "type": frame["action"],
-        "id": name,
+        "id": message_id,
         "target": frame.get("target") or {"shelters": [frame["shelterId"]]},
         "payload": frame["payload"],
         "sender": {"userId": connection.user_id, "role": connection.role},
     } | {key: frame[key] for key in ("shelterId", "offline") if key in frame}
-    broadcasts.check(request, name, now, using.settings.roles)
-    if "id" in frame:
-        name = sha256(f"{connection.user_id} {frame['id']}".encode()).hexdigest()
-    identifier = using.starter.start(name, request)
-    logger.info("broadcast started", extra={"messageId": identifier, "userId": connection.user_id})
-    return {"type": "ack", "id": identifier, "execution": name}
+    broadcasts.check(request, message_id, now, using.settings.roles)
+    execution = _execution_name(connection.user_id, frame["id"]) if "id" in frame else message_id
+    started_id = using.starter.start(execution, request)
+    logger.info("broadcast started", extra={"messageId": started_id, "userId": connection.user_id})
+    return {"type": "ack", "id": started_id, "execution": execution}
+
+
+def _execution_name(user_id: str, frame_id: str) -> str:
+    """The same for a frame that is sent again; frame ids of different users may be equal."""
+    return sha256(f"{user_id} {frame_id}".encode()).hexdigest()
 
 
 def authorise(action: str, role: str, roles: settings.Roles) -> None:
-    """Raise `Forbidden` unless the role may send messages of this action."""
+    """Raise `Forbidden` unless the role may send this action."""
     permission = roles.get(role)
     if permission is None:
-        problem, allowed = f"{action} is not open to a role that this deployment does not have", "nothing"
+        problem, allowed = (
+            f"{action} is not open to your role, which this deployment does not have",
+            "nothing",
+        )
     elif action not in permission.actions:
         problem = f"{action} is not open to the role {role}"
         allowed = ", ".join(sorted(permission.actions)) or "nothing"
@@ -193,13 +201,13 @@ def bind_to_own_shelter(update: Message, own: str | None) -> None:
         fix = f"use {own}" if own else "ask for a shelter to be assigned to you"
         raise errors.Forbidden(faults=[Fault("/shelterId", "is not your own shelter", fix)])
     if update.get("target", {"shelters": [own]}) != {"shelters": [own]}:
-        problem = "is more or other than your own shelter"
-        fix = f'leave target out, or use {{"shelters": [{json.dumps(own, ensure_ascii=False)}]}}'
+        problem = "is not only your own shelter"
+        fix = f'omit target, or use {{"shelters": [{json.dumps(own, ensure_ascii=False)}]}}'
         raise errors.Forbidden(faults=[Fault("/target", problem, fix)])
 
 
 def resume(frame: Message, connection: Connection, using: Dependencies) -> Message:
-    """What the connection's audiences were told while it was away, as much as one frame carries."""
+    """Answer with the messages that the client missed, as many as fit into one frame."""
     room = messages.MAX_RESUMED_BYTES - RESUMED_WRAPPER_BYTES
     page = using.queue.missed(connection, frame.get("after"), frame.get("cursor"), room)
     return {
@@ -215,17 +223,17 @@ def _parsed(envelopes: Iterable[str]) -> Iterator[Message]:
         try:
             yield json.loads(envelope)
         except (ValueError, RecursionError):
-            logger.warning("queued message left out", extra={"reason": "envelope is not JSON"})
+            logger.warning("queued message skipped", extra={"reason": "envelope is not JSON"})
 
 
 def renew(frame: Message, connection: Connection, using: Dependencies) -> Message:
-    """Let the connection live as long as a fresh token of the same user, in the user's present audiences.
+    """Extend the connection to the expiry of a new token of the same user, with the user's role and shelter.
 
-    A user who may not connect any more loses the connection; a token that does not hold changes nothing.
+    The connection of a user who may not connect any more ends. A refused token changes nothing.
     """
     claims = using.verifier().verify(frame["token"])
     if claims.user_id != connection.user_id:
-        raise errors.TokenRefused("another user's")
+        raise errors.TokenRefused("token of another user")
     now = time.time()
     try:
         user = using.users.active(claims.user_id)
@@ -253,7 +261,7 @@ ACTIONS: dict[str, Callable[[Message, Connection, Dependencies], Message]] = {
 
 
 def _audiences(connection: Connection) -> Message:
-    """What a client compares to see whether its audiences have changed."""
+    """The fields by which a client sees that its audiences have changed."""
     shelter = {"shelterId": connection.shelter_id} if connection.shelter_id else {}
     return {"role": connection.role, **shelter}
 
@@ -264,10 +272,10 @@ def _request_id(frame: Message) -> str | None:
     return identifier if well_formed else None
 
 
-def _close(connection_id: str, last_words: str, gateway: Any) -> None:
+def _close(connection_id: str, answer: str, gateway: Any) -> None:
     try:
-        gateway.post_to_connection(ConnectionId=connection_id, Data=last_words.encode())
+        gateway.post_to_connection(ConnectionId=connection_id, Data=answer.encode())
         gateway.delete_connection(ConnectionId=connection_id)
     except (BotoCoreError, ClientError) as error:
-        # Whatever is the matter, the client finds out by itself: its next ping goes unanswered.
+        # The client finds out by itself: its next ping gets an error, or no answer.
         logger.info("connection not closed", extra={"reason": str(error)})

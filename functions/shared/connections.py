@@ -5,10 +5,10 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
-from zlib import crc32
 
 from botocore.exceptions import ClientError
 
+from functions.shared.audiences import index_attributes
 from functions.shared.errors import UnknownConnection, UserRefused, aws_code
 from functions.shared.instants import epoch, iso
 from functions.shared.telemetry import logger
@@ -114,7 +114,7 @@ class Connections:
             "connectedAt": {"S": iso(now)},
             "lastSeenAt": {"S": iso(now)},
             "ttl": {"N": str(expires_at)},
-            **_audiences(connection_id, user, shards),
+            **index_attributes(connection_id, role=user.role, shelter_id=user.shelter_id, shards=shards),
         }
         if user.email:
             item["email"] = {"S": user.email}
@@ -133,7 +133,10 @@ class Connections:
         One write: the connection is always wholly in the old audiences or wholly in the new ones. Raises
         `UnknownConnection`.
         """
-        changes: Item = {"ttl": {"N": str(expires_at)}, **_audiences(connection_id, user, shards)}
+        changes: Item = {
+            "ttl": {"N": str(expires_at)},
+            **index_attributes(connection_id, role=user.role, shelter_id=user.shelter_id, shards=shards),
+        }
         return self._update(connection_id, now, changes, () if user.shelter_id else ("shelterId",))
 
     def expire(self, connection_id: str, now: float) -> None:
@@ -168,17 +171,6 @@ class Connections:
                 raise UnknownConnection from None
             raise
         return _connection(connection_id, answer["Attributes"])
-
-
-def _audiences(connection_id: str, user: User, shards: int) -> Item:
-    """The attributes by which the indexes find a connection of the user."""
-    shard = crc32(connection_id.encode()) % shards
-    item = {
-        "role": {"S": user.role},
-        "roleShard": {"S": f"{user.role}#{shard}"},
-        "shard": {"S": f"all#{shard}"},
-    }
-    return {**item, "shelterId": {"S": user.shelter_id}} if user.shelter_id else item
 
 
 def _connection(connection_id: str, item: Item) -> Connection:

@@ -18,7 +18,6 @@
 Clients get fixed sentences and faults about their own input; causes go to the log.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -168,9 +167,3 @@ def aws_code(error: Exception) -> str:
     """
     response = getattr(error, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
-
-
-def misrouted() -> dict[str, Any]:
-    """Answer a frame whose action is `$connect` or `$disconnect`: a message, not the event it names."""
-    refusal = UnknownAction(faults=[Fault("/action", "is reserved", "use one of the documented actions")])
-    return {"statusCode": 400, "body": json.dumps(reply(refusal, None))}

@@ -1,40 +1,44 @@
-"""Messages: their ids, the envelope that clients receive, and the queue from which they resume."""
+"""Messages: their ids, the envelope that clients receive, and the queue of missed messages."""
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
+from functions.shared.audiences import audience_keys_of
 from functions.shared.connections import Connection
 from functions.shared.instants import iso
 from functions.shared.telemetry import logger
 
 MAX_ENVELOPE_BYTES = 30 * 1024
-"""One envelope must fit one WebSocket frame, which API Gateway limits to 32 KB, also inside a `resumed`
-message; the difference is room for that wrapper. [API Gateway WebSocket quotas]"""
+"""An envelope must fit into one WebSocket frame of at most 32 KB, also inside a `resumed` message, which
+needs the rest [API Gateway WebSocket quotas]."""
 
 MAX_RESUMED_BYTES = 32_000
-"""A `resumed` message is one frame, kept under 32 KB however the K is read."""
+"""A `resumed` message is one frame, of at most 32 KB; this is less whether K is 1,000 or 1,024."""
 
 ID_AHEAD_SECONDS = 10
 ID_BEHIND_SECONDS = 30
-"""How far the time in a message's id may lie after and before the start of its broadcast, which is a time of
-the server's; other ids are refused. After it lies only what a sender's clock is fast; before it also the time
-that a sender takes to repeat a call that starts a broadcast."""
+"""How far the time in a message's id may be after and before the start of its broadcast by the server's
+clock. Ids outside are rejected. A sender's clock may be fast or slow, and a sender that retries the call
+that starts the broadcast keeps the id."""
 
 RESUME_OVERLAP_SECONDS = 240
-"""How much a resume reads again before the position that it is given.
+"""How far before its position a resume reads again.
 
-A message that is recorded after a resume has read the queue must lie within this of every id that the resume
-returned. Its id may be ID_BEHIND_SECONDS older than its broadcast, which may take all retries of Accept,
-Claim and Record to record it; the id returned may be ID_AHEAD_SECONDS newer than the resume.
-tests/contract/test_asl.py adds them up. Queries of the queue are consistent, so no index lags behind."""
+A message that is recorded after a resume has read the queue must be within this of every id that the resume
+returned. Its id may be ID_BEHIND_SECONDS older than its broadcast, which records it after all retries of
+Accept, Claim and Record at the latest; the id returned may be ID_AHEAD_SECONDS newer than the resume.
+tests/contract/test_asl.py adds these up. The queue is read with consistent queries, not through an index."""
 
 RESUME_PAGE = 50
-"""Messages read per audience and resume: a few full frames' worth of ordinary messages."""
+"""Messages read per audience and query: ordinary messages of this number fill a few frames."""
+
+BEFORE_ALL_IDS = "0"
+"""Sorts before every UUID."""
 
 
 def uuid7(epoch_seconds: float, entropy: bytes) -> str:
@@ -47,7 +51,7 @@ def uuid7(epoch_seconds: float, entropy: bytes) -> str:
 
 
 def message_id(execution_id: str, started_at: float) -> str:
-    """The id of the message that an execution broadcasts: the same however often it is asked for."""
+    """The id of the message that an execution broadcasts; always the same for an execution."""
     return uuid7(started_at, sha256(execution_id.encode()).digest())
 
 
@@ -57,47 +61,58 @@ def id_time(identifier: str) -> float:
 
 
 def serialise(message: Mapping[str, Any]) -> str:
-    """A message as it travels: compact JSON in UTF-8, which keeps every script of the payload readable."""
+    """A message as compact JSON, in which text of every script stays readable."""
     return json.dumps(message, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def envelope(request: Mapping[str, Any], identifier: str, sent_at: float) -> str:
     """The JSON text that every recipient gets for a valid broadcast request, byte for byte."""
-    said = _said(request)
-    return serialise({"type": said.pop("type"), "id": identifier, "sentAt": iso(sent_at), **said})
+    content = _content(request)
+    return serialise({"type": content.pop("type"), "id": identifier, "sentAt": iso(sent_at), **content})
 
 
 def digest(request: Mapping[str, Any]) -> str:
-    """A SHA-256 (hex) of what a valid broadcast request says to its recipients, in any order of keys.
+    """A SHA-256 (hex) of the content of a valid broadcast request, whatever the order of its keys.
 
-    It covers type, sender, payload and shelterId. Target, offline policy, id and time are left out: the same
-    message may be sent again, later and to more people.
+    It covers type, sender, payload and shelterId. It leaves out target, offline policy, id and time, because
+    the same message may be sent again, later and to more people.
     """
-    canonical = json.dumps(_said(request), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    canonical = json.dumps(_content(request), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return sha256(canonical.encode()).hexdigest()
 
 
-def _said(request: Mapping[str, Any]) -> dict[str, Any]:
-    said = {
+def _content(request: Mapping[str, Any]) -> dict[str, Any]:
+    content = {
         "type": request["type"],
         "sender": request.get("sender", {"service": "unnamed"}),
         "payload": request["payload"],
     }
     if "shelterId" in request:
-        said["shelterId"] = request["shelterId"]
-    return said
+        content["shelterId"] = request["shelterId"]
+    return content
 
 
 @dataclass(frozen=True)
 class Page:
-    """Part of what a client missed: envelopes (JSON text), oldest first; no `cursor` means that was all."""
+    """A page of missed messages: envelopes (JSON text), oldest first; `cursor` is None on the last page."""
 
     envelopes: Sequence[str]
     cursor: str | None
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Messages of one audience after a position: (id, envelope) in the order of their ids.
+
+    `end` is the last id that was read, or None if there are no more.
+    """
+
+    messages: Sequence[tuple[str, str]]
+    end: str | None
+
+
 class Queue:
-    """Reads the `messages` table: what was said to an audience while somebody was away."""
+    """Reads the `messages` table, from which clients get the messages they missed."""
 
     def __init__(self, dynamodb: Any, table: str) -> None:
         """`dynamodb` is a low-level client."""
@@ -105,54 +120,24 @@ class Queue:
         self._table = table
 
     def missed(self, connection: Connection, after: str | None, cursor: str | None, room: int) -> Page:
-        """What the connection's audiences were told after the id `after`, or from `cursor` on.
+        """The messages of the connection's audiences after the id `after`, or from `cursor` on.
 
-        Oldest first, each id once, at most `room` bytes of envelopes (at least one envelope, so that a
-        client always gets on). With `after`, the RESUME_OVERLAP_SECONDS before it are read again, because a
-        message with an older id may have been recorded later; a client drops the ids it has seen.
+        Oldest first, each id once, at most `room` bytes of envelopes, but at least one envelope so that a
+        client always makes progress. With `after`, the RESUME_OVERLAP_SECONDS before it are read again,
+        because a message with an older id may have been recorded later; a client drops the ids it has seen.
         With neither, everything that is retained.
         """
-        start = cursor or (_id_before(after) if after else "")
-        found: dict[str, str] = {}
-        horizon: str | None = None
-        for audience in audiences_of(connection):
-            items, more = self._since(audience, start)
-            found.update(items)
-            if more:
-                # Beyond the last id read here, another audience's later ids must wait their turn.
-                last = items[-1][0]
-                horizon = last if horizon is None else min(horizon, last)
-        taken: list[str] = []
-        last_taken, complete = start, True
-        for identifier in sorted(found):
-            size = len(found[identifier].encode()) + 1
-            if (horizon and identifier > horizon) or (taken and size > room):
-                complete = False
-                break
-            last_taken = identifier
-            if not found[identifier]:
-                reason = "envelope is not a string, or an empty one"
-                logger.warning("queued message left out", extra={"messageId": identifier, "reason": reason})
-                continue
-            room -= size
-            taken.append(found[identifier])
-        return Page(taken, None if complete and horizon is None else last_taken)
+        start = cursor or (_id_before(after) if after else BEFORE_ALL_IDS)
+        keys = audience_keys_of(
+            user_id=connection.user_id, role=connection.role, shelter_id=connection.shelter_id
+        )
+        ready, end = _merge([self._read(key, start) for key in keys])
+        page = ready[: _fitting(ready, room)]
+        read_to = end if len(page) == len(ready) else page[-1][0]
+        return Page([envelope for _, envelope in page], cursor=read_to)
 
-    def _since(self, audience: str, start: str) -> tuple[list[tuple[str, str]], bool]:
-        """The (id, envelope) pairs of an audience after the id `start`, and whether there are more."""
-        items: list[tuple[str, str]] = []
-        pages = self._pages(audience, start)
-        for page in pages:
-            items += [
-                (item["messageId"]["S"], item.get("envelope", {}).get("S", "")) for item in page["Items"]
-            ]
-            more = "LastEvaluatedKey" in page
-            # A page may hold only expired rows; read on until there is something to give.
-            if items or not more:
-                return items, more
-        return items, False
-
-    def _pages(self, audience: str, start: str) -> Iterator[dict[str, Any]]:
+    def _read(self, audience: str, start: str) -> _Part:
+        """At least one message of an audience after the id `start`, unless there is none."""
         arguments: dict[str, Any] = {
             "TableName": self._table,
             "KeyConditionExpression": "audience = :audience AND messageId > :start",
@@ -160,24 +145,54 @@ class Queue:
             "ExpressionAttributeNames": {"#ttl": "ttl"},
             "ExpressionAttributeValues": {
                 ":audience": {"S": audience},
-                ":start": {"S": start or "0"},
+                ":start": {"S": start},
                 ":now": {"N": str(int(time.time()))},
             },
             "Limit": RESUME_PAGE,
             "ConsistentRead": True,
         }
         while True:
-            page = self._dynamodb.query(**arguments)
-            yield page
-            if "LastEvaluatedKey" not in page:
-                return
-            arguments["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+            answer = self._dynamodb.query(**arguments)
+            messages = [
+                (item["messageId"]["S"], item["envelope"]["S"])
+                for item in answer["Items"]
+                if _has_envelope(item)
+            ]
+            last_key = answer.get("LastEvaluatedKey")
+            # A page whose rows have all expired is empty, and there may still be more.
+            if messages or last_key is None:
+                return _Part(messages, None if last_key is None else last_key["messageId"]["S"])
+            arguments["ExclusiveStartKey"] = last_key
 
 
-def audiences_of(connection: Connection) -> list[str]:
-    """The audience keys whose messages reach this connection."""
-    keys = ["all", f"role#{connection.role}", f"user#{connection.user_id}"]
-    return [*keys, f"shelter#{connection.shelter_id}"] if connection.shelter_id else keys
+def _has_envelope(item: Mapping[str, Any]) -> bool:
+    if item.get("envelope", {}).get("S"):
+        return True
+    reason = "envelope is not a string, or is empty"
+    logger.warning("queued message skipped", extra={"messageId": item["messageId"]["S"], "reason": reason})
+    return False
+
+
+def _merge(parts: Sequence[_Part]) -> tuple[list[tuple[str, str]], str | None]:
+    """The messages of all audiences whose order is certain, each once, and the last id read (None: all were).
+
+    An audience that was not read to its end may have more messages right after its `end`, so later messages
+    of other audiences must wait.
+    """
+    end = min((part.end for part in parts if part.end is not None), default=None)
+    envelopes = {identifier: envelope for part in parts for identifier, envelope in part.messages}
+    ready = sorted(identifier for identifier in envelopes if end is None or identifier <= end)
+    return [(identifier, envelopes[identifier]) for identifier in ready], end
+
+
+def _fitting(messages: Sequence[tuple[str, str]], room: int) -> int:
+    """How many of the first messages fit into `room` bytes, with a comma each, but at least one."""
+    size = 0
+    for count, (_, envelope) in enumerate(messages):
+        size += len(envelope.encode()) + len(",")
+        if count and size > room:
+            return count
+    return len(messages)
 
 
 def _id_before(identifier: str) -> str:

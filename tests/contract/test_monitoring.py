@@ -25,8 +25,8 @@ from botocore.exceptions import NoCredentialsError
 from bench import cost
 from functions import accept, connect, default, deliver, disconnect, offline
 from functions.shared.errors import InvalidMessage, TokenRefused
-from functions.shared.handover import HandedOver
 from functions.shared.keys import KEY_LIFETIME_SECONDS
+from functions.shared.notifications import Counts
 from functions.shared.posting.gateway import Posted, Recipient
 from functions.shared.settings import Jwt
 from functions.shared.telemetry import logger, metrics
@@ -214,7 +214,7 @@ def lines() -> list[Json]:
         posted = Posted([(Recipient("c", "u", 0.0), "delivered")], retries=0, throttled=0)
         patch.setattr(deliver, "deliver", Mock(return_value=posted))
         deliver.handler({"messageId": "m"}, context)
-        patch.setattr(offline, "hand_over", Mock(return_value=HandedOver(1, 0)))
+        patch.setattr(offline, "notify", Mock(return_value=Counts(1, 0)))
         offline.handler({"messageId": "m"}, context)
     return [json.loads(line) for line in written.getvalue().splitlines()]
 

@@ -200,7 +200,7 @@ class Broadcasts(RuleBasedStateMachine):
             assert outcome == outcome_of(self.proxy.posts_to(name), name in self.young)
 
         # SNS: never about somebody who got it, and nobody twice but by an Offline that died of it.
-        if "handed_over" not in trouble:
+        if "notified" not in trouble:
             assert max(told.users.values(), default=0) <= 1
         assert not {person.user_id for person in reached} & set(told.users)
         # Those of a role, a shelter or all who hold no connection are nobody's recipients: they resume.
@@ -348,7 +348,7 @@ def test_deliver_out_of_time_reports_what_is_left(crowd: Crowd) -> None:
 def test_offline_killed_after_publishing_publishes_again_and_counts_once(crowd: Crowd) -> None:
     crowd.proxy.reset(Script(otherwise=GONE))
 
-    receipt = crowd.tell(trouble={"handed_over": [0]})
+    receipt = crowd.tell(trouble={"notified": [0]})
 
     assert (_outcomes(receipt), receipt["offline"]) == ((0, 6, 0), 6)
     assert crowd.machines.told(receipt["id"]).users == dict.fromkeys(crowd.users(), 2)
@@ -358,7 +358,7 @@ def test_offline_killed_before_publishing_is_made_up_for_by_its_retry(crowd: Cro
     """The users were claimed by the invocation that died."""
     crowd.proxy.reset(Script(otherwise=GONE))
 
-    receipt = crowd.tell(trouble={"hand_over": [0]})
+    receipt = crowd.tell(trouble={"publish_batch": [0]})
 
     assert (receipt["offline"], receipt["offlineFailed"]) == (6, 0)
     assert crowd.machines.told(receipt["id"]).users == dict.fromkeys(crowd.users(), 1)
@@ -367,7 +367,7 @@ def test_offline_killed_before_publishing_is_made_up_for_by_its_retry(crowd: Cro
 def test_sns_refusing_the_batches_is_made_up_for_by_the_floor(crowd: Crowd) -> None:
     crowd.proxy.reset(Script(otherwise=GONE))
 
-    receipt = crowd.tell(trouble={"hand_over": ALWAYS})
+    receipt = crowd.tell(trouble={"publish_batch": ALWAYS})
 
     assert (receipt["offline"], receipt["offlineFailed"]) == (6, 0)
     assert crowd.machines.told(receipt["id"]).floor == crowd.users()
@@ -376,7 +376,7 @@ def test_sns_refusing_the_batches_is_made_up_for_by_the_floor(crowd: Crowd) -> N
 def test_sns_refusing_everything_is_in_the_receipt(crowd: Crowd) -> None:
     crowd.proxy.reset(Script(otherwise=GONE))
 
-    receipt = crowd.tell(trouble={"hand_over": ALWAYS, "publish": ALWAYS}, offline="always")
+    receipt = crowd.tell(trouble={"publish_batch": ALWAYS, "publish": ALWAYS}, offline="always")
 
     assert (_outcomes(receipt), receipt["offline"], receipt["offlineFailed"]) == ((0, 6, 0), 0, 6)
     assert receipt["notified"] is False
@@ -388,7 +388,7 @@ def test_a_broadcast_whose_troubles_cannot_be_counted_ends_with_its_receipt(crow
     crowd.proxy.reset(Script(otherwise=GONE))
 
     receipt = crowd.tell(
-        trouble={"hand_over": ALWAYS, "publish": ALWAYS, "measure": ALWAYS}, offline="always"
+        trouble={"publish_batch": ALWAYS, "publish": ALWAYS, "measure": ALWAYS}, offline="always"
     )
 
     assert (receipt["offlineFailed"], receipt["notified"]) == (6, False)

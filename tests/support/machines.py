@@ -25,9 +25,9 @@ from ministack.services import stepfunctions
 from functions import accept, deliver, offline
 from functions.shared import settings
 from functions.shared.connections import Connection, Connections, User
-from functions.shared.handover import Handover
 from functions.shared.instants import epoch, iso
 from functions.shared.messages import Queue
+from functions.shared.notifications import Notifier
 from functions.shared.posting.gateway import Gateway
 from tests.support.fake_aws import DynamoDB, Sns
 from tests.support.functions import ROLES, TOPIC
@@ -50,8 +50,8 @@ CALLS = {
     "delivered": "they invoke Deliver: it dies of its answer",
     "page": "they invoke Offline: the whole fan-out dies instead",
     "offline": "they invoke Offline: it dies before it did anything",
-    "handed_over": "they invoke Offline: it dies of its answer",
-    "hand_over": "Offline publishes a batch of users",
+    "notified": "they invoke Offline: it dies of its answer",
+    "publish_batch": "Offline publishes a batch of users",
     "forget": "Offline deletes a row",
     "publish": "they publish by themselves",
 }
@@ -124,7 +124,7 @@ class Machines:
             "post_burst": "10",
         }
         self.size(page_size, batch_size)
-        handover = Handover(
+        notifier = Notifier(
             self.dynamodb.client,
             self.sns.client,
             connections_table="connections",
@@ -133,7 +133,9 @@ class Machines:
             topic_arn=TOPIC,
             retention_seconds=RETENTION_SECONDS,
         )
-        self._handing = offline.Dependencies(handover, Connections(self.dynamodb.client, "connections"))
+        self._offline_dependencies = offline.Dependencies(
+            notifier=notifier, connections=Connections(self.dynamodb.client, "connections")
+        )
         self._accept_settings = settings.Accept(
             roles=ROLES, audience_shards=SHARDS, message_retention_seconds=RETENTION_SECONDS
         )
@@ -158,7 +160,7 @@ class Machines:
         with (
             mock.patch.object(stepfunctions, "_invoke_resource", self._invoke),
             mock.patch.object(stepfunctions, "time", clock),
-            mock.patch("functions.shared.handover.time.sleep"),
+            mock.patch("functions.shared.notifications.time.sleep"),
         ):
             yield
 
@@ -258,7 +260,7 @@ class Machines:
 
     def _before(self, model: Any, **_: Any) -> None:
         try:
-            self._fail({"DeleteItem": "forget", "PublishBatch": "hand_over"}[model.name])
+            self._fail({"DeleteItem": "forget", "PublishBatch": "publish_batch"}[model.name])
         except Failure:
             error: Any = {"Error": {"Code": "ThrottlingException", "Message": "told to fail"}}
             raise ClientError(error, model.name) from None
@@ -329,11 +331,11 @@ class Machines:
             raise Death from None
         self._fail("offline")
         try:
-            result = offline.hand_over(conforming("offline-batch", batch), self._handing)
+            result = offline.notify(conforming("offline-batch", batch), self._offline_dependencies)
         except ClientError as error:
             raise Failure("offline") from error
-        self._fail("handed_over")
+        self._fail("notified")
         counts: Json = conforming(
-            "offline-result", {"offline": result.offline, "offlineFailed": result.failed}
+            "offline-result", {"offline": result.notified, "offlineFailed": result.failed}
         )
         return counts

@@ -33,10 +33,10 @@ def using(dynamodb: DynamoDB, **changes: Any) -> connect.Dependencies:
         **jwt | changes,
     )
     return connect.Dependencies(
-        config,
-        Verifier(config, SecretsManager(SECRET).client),
-        Users(dynamodb.client, "users", ROLES),
-        Connections(dynamodb.client, "connections"),
+        settings=config,
+        verifier=Verifier(config, SecretsManager(SECRET).client),
+        users=Users(dynamodb.client, "users", ROLES),
+        connections=Connections(dynamodb.client, "connections"),
     )
 
 

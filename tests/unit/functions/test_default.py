@@ -103,13 +103,13 @@ def server(
     api = ConnectionsApi()
     verifier = Verifier(config, SecretsManager(SECRET).client)
     using = default.Dependencies(
-        config,
-        lambda: verifier,
-        Users(dynamodb.client, "users", roles),
-        Connections(dynamodb.client, "connections"),
-        messages.Queue(dynamodb.client, "messages"),
-        broadcasts.Starter(stepfunctions.client, STATE_MACHINE),
-        api.client,
+        settings=config,
+        verifier=lambda: verifier,
+        users=Users(dynamodb.client, "users", roles),
+        connections=Connections(dynamodb.client, "connections"),
+        queue=messages.Queue(dynamodb.client, "messages"),
+        starter=broadcasts.Starter(stepfunctions.client, STATE_MACHINE),
+        gateway=api.client,
     )
     monkeypatch.setattr(default, "dependencies", lambda: using)
     dynamodb.add("connections", CONNECTION)
@@ -568,7 +568,7 @@ def test_a_queued_row_that_is_no_message_is_left_out_of_a_resume(
     answer = server.ask({"action": "resume"})
     assert [message["id"] for message in answer["messages"]] == [ids[0], ids[2]]
     assert answer["more"] is False
-    assert logs()[0]["message"] == "queued message left out"
+    assert logs()[0]["message"] == "queued message skipped"
 
 
 def test_a_renewal_that_cannot_be_judged_is_the_servers_failure_and_not_a_refusal(

@@ -1,10 +1,10 @@
-"""Handing users who were not reached to SNS, once per broadcast however many connections they hold.
+"""Notifies users who missed a message through SNS, once per broadcast.
 
-A user's connections may lie in different batches, pages, partitions and scopes, each with its own Offline.
-They agree through one ledger row per message and user, kept in the `messages` table: every Offline first adds
-the connections that it knows to have failed and gets back all that have, so the one that completes the set
-sees that no live connection is left, claims the user, and publishes. A retried Offline carries the same claim
-and may publish again: at least once, never lost between claim and publish.
+The connections of a user may be in different batches, pages, partitions and scopes, each with its own
+Offline. These coordinate through one row per message and user in the `messages` table. Each Offline adds the
+connections that it knows to have failed, and reads all that have. The one that completes the set finds no
+live connection left, claims the user and publishes. A retried Offline has the same claim and may publish
+again, so a user is notified at least once even if an invocation dies between claim and publish.
 """
 
 import json
@@ -20,19 +20,19 @@ from functions.shared.errors import aws_code
 
 PUBLISH_BATCH_ENTRIES = 10
 PUBLISH_BATCH_BYTES = 250_000
-"""A PublishBatch takes 10 messages and 256 KiB in all [SNS PublishBatch]; the rest is room for attributes."""
+"""A PublishBatch takes 10 messages and 256 KiB in total [SNS PublishBatch]. The margin is for attributes."""
 
 PUBLISH_ATTEMPTS = 3
 BATCH_GET_KEYS = 100
 """Keys in one BatchGetItem [DynamoDB]."""
 
 WORKERS = 16
-"""Users looked at side by side: each costs two or three calls of a few milliseconds."""
+"""Users processed in parallel: each takes two or three calls of a few milliseconds."""
 
 
 @dataclass
 class Missed:
-    """A user who missed a message: why, and the connections that did not get it (none: the user had none)."""
+    """A user who missed a message, why, and the connections that failed (none for an absent user)."""
 
     user_id: str
     reason: str
@@ -40,17 +40,17 @@ class Missed:
 
 
 @dataclass(frozen=True)
-class HandedOver:
-    """How many users were published to SNS, and how many SNS refused."""
+class Counts:
+    """How many users were notified, and how many SNS refused."""
 
-    offline: int
+    notified: int
     failed: int
 
 
 def missed_users(undelivered: Iterable[Mapping[str, str]]) -> list[Missed]:
-    """One `Missed` a user from the entries of an `offline-batch`, which are one a connection.
+    """One `Missed` per user from the entries of an `offline-batch`, which are one per connection.
 
-    Entries that name no user are left out.
+    Skips entries without a user id.
     """
     users: dict[str, Missed] = {}
     for entry in undelivered:
@@ -62,8 +62,8 @@ def missed_users(undelivered: Iterable[Mapping[str, str]]) -> list[Missed]:
     return list(users.values())
 
 
-class Handover:
-    """Decides who is to be handed over, and publishes them."""
+class Notifier:
+    """Decides which users to notify, and publishes to SNS."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Handover:
         topic_arn: str,
         retention_seconds: int,
     ) -> None:
-        """`dynamodb` and `sns` are low-level clients; `retention_seconds` is how long the ledger is kept."""
+        """`dynamodb` and `sns` are low-level clients; claims are kept for `retention_seconds`."""
         self._dynamodb = dynamodb
         self._sns = sns
         self._connections_table = connections_table
@@ -85,13 +85,15 @@ class Handover:
         self._topic_arn = topic_arn
         self._retention_seconds = retention_seconds
 
-    def hand_over(self, batch: Mapping[str, Any]) -> HandedOver:
-        """Publish those users of an `offline-batch` who hold no other live connection and are not claimed."""
+    def notify(self, batch: Mapping[str, Any]) -> Counts:
+        """Notify the users of an `offline-batch` who have no other live connection and no other claim."""
         missed = missed_users(batch["undelivered"])
+
+        def claim(user: Missed) -> bool:
+            return self._claim(user, batch["messageId"], batch["claim"])
+
         with ThreadPoolExecutor(max_workers=WORKERS) as threads:
-            claimed = list(
-                threads.map(lambda user: self._claim(user, batch["messageId"], batch["claim"]), missed)
-            )
+            claimed = list(threads.map(claim, missed))
         mine = [user for user, is_mine in zip(missed, claimed, strict=True) if is_mine]
         profiles = self._profiles([user.user_id for user in mine])
         message = json.loads(batch["envelope"])
@@ -99,13 +101,14 @@ class Handover:
             notification(message, user, profiles.get(user.user_id, {}), str(n)) for n, user in enumerate(mine)
         ]
         refused = self._publish(entries)
-        return HandedOver(offline=len(mine) - refused, failed=refused)
+        return Counts(notified=len(mine) - refused, failed=refused)
 
     def _claim(self, user: Missed, message_id: str, claim: str) -> bool:
-        # Keyed by user: a partition takes 1,000 writes/s, and an outage has many users [DynamoDB limits].
+        # One partition per user: a partition takes 1,000 writes/s, and an outage affects many users
+        # [DynamoDB limits].
         key = {"audience": {"S": f"handover#{user.user_id}"}, "messageId": {"S": message_id}}
-        ttl: dict[str, Any] = {":ttl": {"N": str(int(time.time()) + self._retention_seconds)}}
-        change, values = "SET #ttl = :ttl", dict(ttl)
+        change = "SET #ttl = :ttl"
+        values: dict[str, Any] = {":ttl": {"N": str(int(time.time()) + self._retention_seconds)}}
         if user.connection_ids:
             change += " ADD failedConnections :ids"
             values[":ids"] = {"SS": user.connection_ids}
@@ -146,7 +149,7 @@ class Handover:
         return any(row["connectionId"]["S"] not in failed for page in pages for row in page["Items"])
 
     def _profiles(self, user_ids: Sequence[str]) -> dict[str, dict[str, str]]:
-        """Role and shelter of the users that exist, for subscribers to filter on."""
+        """Role and shelter of the users that exist, by user id. Subscribers filter on them."""
         profiles: dict[str, dict[str, str]] = {}
         for start in range(0, len(user_ids), BATCH_GET_KEYS):
             keys = [{"userId": {"S": user_id}} for user_id in user_ids[start : start + BATCH_GET_KEYS]]
@@ -160,7 +163,7 @@ class Handover:
             while request:
                 answer = self._dynamodb.batch_get_item(RequestItems=request)
                 for item in answer["Responses"].get(self._users_table, ()):
-                    # SNS refuses attributes that are empty, and a row may hold null for what is not known.
+                    # SNS refuses empty attributes, and an attribute of a row may be null.
                     row = {name: value["S"] for name, value in item.items() if value.get("S")}
                     profiles[row["userId"]] = row
                 request = answer.get("UnprocessedKeys", {})
@@ -169,7 +172,7 @@ class Handover:
     def _publish(self, entries: list[dict[str, Any]]) -> int:
         """Publish all, and return how many SNS still refused after PUBLISH_ATTEMPTS.
 
-        They pause together, so that the function has the time for it however many they are.
+        The pause before a retry is for all entries together, so the time does not grow with their number.
         """
         for attempt in range(PUBLISH_ATTEMPTS):
             if attempt:
@@ -187,7 +190,7 @@ class Handover:
 def notification(
     message: Mapping[str, Any], user: Missed, profile: Mapping[str, str], identifier: str
 ) -> dict[str, Any]:
-    """A PublishBatch entry: an `offline-notification` body, and attributes to filter on."""
+    """A PublishBatch entry: an `offline-notification` body, and attributes for filter policies."""
     attributes = {"type": message["type"], "reason": user.reason, **profile, "userId": user.user_id}
     body = {"message": message, "reason": user.reason, "userId": user.user_id}
     return {
@@ -200,6 +203,7 @@ def notification(
 
 
 def _publishable(entries: Sequence[dict[str, Any]]) -> Iterable[list[dict[str, Any]]]:
+    """The entries in groups that one PublishBatch takes."""
     group: list[dict[str, Any]] = []
     size = 0
     for entry in entries:

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from functions import offline
-from functions.shared import handover
+from functions.shared import notifications
 from functions.shared.connections import Connections
-from functions.shared.handover import HandedOver, Handover, Missed, missed_users
 from functions.shared.instants import iso
+from functions.shared.notifications import Counts, Missed, Notifier, missed_users
 from tests.support.fake_aws import DynamoDB, Sns
 from tests.support.functions import TOPIC, Context, properties
 from tests.support.schemas import conforming
@@ -32,8 +32,8 @@ ENVELOPE = {
 LATER = int(time.time()) + 3600
 
 
-def handover_of(dynamodb: DynamoDB, sns: Sns) -> Handover:
-    return Handover(
+def notifier_of(dynamodb: DynamoDB, sns: Sns) -> Notifier:
+    return Notifier(
         dynamodb.client,
         sns.client,
         connections_table="connections",
@@ -68,8 +68,8 @@ def connect(dynamodb: DynamoDB, user: str, connection: str, ttl: int = LATER, **
 
 
 @pytest.fixture
-def handing(dynamodb: DynamoDB, sns: Sns) -> Handover:
-    return handover_of(dynamodb, sns)
+def notifier(dynamodb: DynamoDB, sns: Sns) -> Notifier:
+    return notifier_of(dynamodb, sns)
 
 
 @pytest.fixture
@@ -86,12 +86,12 @@ def test_a_users_connections_are_one_entry() -> None:
 
 
 def test_a_user_is_published_with_the_message_and_what_subscribers_filter_on(
-    handing: Handover, dynamodb: DynamoDB, sns: Sns
+    notifier: Notifier, dynamodb: DynamoDB, sns: Sns
 ) -> None:
     dynamodb.add("users", {"userId": "u1", "email": "u1@example.org", "role": "resident", "shelterId": "s1"})
     dynamodb.add("users", {"userId": "u2", "email": "u2@example.org", "role": "admin"})
     given = batch(missed("u1", "c1"), missed("u1", "c2"), missed("u2", "c3", "failed"), missed("unknown"))
-    assert handing.hand_over(conforming("offline-batch", given)) == HandedOver(offline=3, failed=0)
+    assert notifier.notify(conforming("offline-batch", given)) == Counts(notified=3, failed=0)
     bodies = [conforming("offline-notification", json.loads(entry["Message"])) for entry in sns.published]
     assert bodies == [
         {"message": ENVELOPE, "reason": "gone", "userId": "u1"},
@@ -110,70 +110,70 @@ def test_a_user_is_published_with_the_message_and_what_subscribers_filter_on(
     assert [call["TopicArn"] for call in sns.called("PublishBatch")] == [TOPIC]
 
 
-def test_nobody_missed_is_nothing_to_do(handing: Handover, dynamodb: DynamoDB, sns: Sns) -> None:
-    assert handing.hand_over(batch()) == HandedOver(0, 0)
+def test_nobody_missed_is_nothing_to_do(notifier: Notifier, dynamodb: DynamoDB, sns: Sns) -> None:
+    assert notifier.notify(batch()) == Counts(0, 0)
     assert (dynamodb.calls, sns.calls) == ([], [])
 
 
 def test_a_user_with_another_live_connection_is_left_alone(
-    handing: Handover, dynamodb: DynamoDB, sns: Sns
+    notifier: Notifier, dynamodb: DynamoDB, sns: Sns
 ) -> None:
     connect(dynamodb, "u1", "c1")
     connect(dynamodb, "u1", "c2")
     connect(dynamodb, "u2", "c3")
-    assert handing.hand_over(batch(missed("u1", "c1"), missed("u2", "c3"))) == HandedOver(1, 0)
+    assert notifier.notify(batch(missed("u1", "c1"), missed("u2", "c3"))) == Counts(1, 0)
     assert sns.users == ["u2"]
 
 
 def test_a_connection_that_has_expired_is_no_other_connection(
-    handing: Handover, dynamodb: DynamoDB, sns: Sns
+    notifier: Notifier, dynamodb: DynamoDB, sns: Sns
 ) -> None:
     connect(dynamodb, "u1", "c2", ttl=int(time.time()) - 1)
-    handing.hand_over(batch(missed("u1", "c1")))
+    notifier.notify(batch(missed("u1", "c1")))
     assert sns.users == ["u1"]
 
 
 def test_an_absent_user_who_has_connected_since_is_left_alone(
-    handing: Handover, dynamodb: DynamoDB, sns: Sns
+    notifier: Notifier, dynamodb: DynamoDB, sns: Sns
 ) -> None:
     connect(dynamodb, "u1", "c1")
-    assert handing.hand_over(batch(missed("u1"))) == HandedOver(0, 0)
+    assert notifier.notify(batch(missed("u1"))) == Counts(0, 0)
     assert sns.published == []
 
 
 def test_another_connection_is_found_however_many_pages_it_takes(
-    handing: Handover, dynamodb: DynamoDB, sns: Sns
+    notifier: Notifier, dynamodb: DynamoDB, sns: Sns
 ) -> None:
     dynamodb.page_size = 2
     for number in range(7):
         connect(dynamodb, "u1", f"c{number}")
     six = [missed("u1", f"c{number}") for number in range(6)]
-    assert handing.hand_over(batch(*six)) == HandedOver(0, 0)
-    assert handing.hand_over(batch(missed("u1", "c6"), claim="claim-2")) == HandedOver(1, 0)
+    assert notifier.notify(batch(*six)) == Counts(0, 0)
+    assert notifier.notify(batch(missed("u1", "c6"), claim="claim-2")) == Counts(1, 0)
 
 
 def test_a_retry_with_the_same_claim_publishes_again_and_another_claim_does_not(
-    handing: Handover, sns: Sns
+    notifier: Notifier, sns: Sns
 ) -> None:
     given = batch(missed("u1", "c1"))
-    assert [handing.hand_over(given).offline for _ in range(2)] == [1, 1]
-    assert handing.hand_over(given | {"claim": "claim-2"}) == HandedOver(0, 0)
+    assert [notifier.notify(given).notified for _ in range(2)] == [1, 1]
+    assert notifier.notify(given | {"claim": "claim-2"}) == Counts(0, 0)
     assert sns.users == ["u1", "u1"]
 
 
-def test_a_hand_over_that_failed_between_claim_and_publish_is_made_good_by_its_retry(
-    handing: Handover, sns: Sns, naps: list[float]
+def test_a_retry_publishes_after_a_failure_between_claim_and_publish(
+    notifier: Notifier, sns: Sns, naps: list[float]
 ) -> None:
     sns.failing.add("PublishBatch")
     with pytest.raises(Exception, match="InternalServerError"):
-        handing.hand_over(batch(missed("u1", "c1")))
+        notifier.notify(batch(missed("u1", "c1")))
     sns.failing.clear()
-    assert handing.hand_over(batch(missed("u1", "c1"))) == HandedOver(1, 0)
+    assert notifier.notify(batch(missed("u1", "c1"))) == Counts(1, 0)
     assert sns.users == ["u1"]
 
 
 def test_a_claim_that_the_table_does_not_take_is_not_mistaken_for_anothers(
-    handing: Handover, dynamodb: DynamoDB, sns: Sns
+    notifier: Notifier, dynamodb: DynamoDB, sns: Sns
 ) -> None:
     @contextmanager
     def failing_at_the_claim() -> Iterator[None]:
@@ -183,22 +183,22 @@ def test_a_claim_that_the_table_does_not_take_is_not_mistaken_for_anothers(
 
     dynamodb.turn = failing_at_the_claim
     with pytest.raises(Exception, match="InternalServerError"):
-        handing.hand_over(batch(missed("u1", "c1")))
+        notifier.notify(batch(missed("u1", "c1")))
     assert sns.published == []
 
 
-def test_another_message_is_another_hand_over(handing: Handover, sns: Sns) -> None:
-    handing.hand_over(batch(missed("u1", "c1")))
+def test_a_user_is_notified_of_each_message(notifier: Notifier, sns: Sns) -> None:
+    notifier.notify(batch(missed("u1", "c1")))
     other = batch(missed("u1", "c1"), claim="claim-2") | {"messageId": MESSAGE_ID.replace("0190", "0191")}
-    handing.hand_over(other)
+    notifier.notify(other)
     assert sns.users == ["u1", "u1"]
 
 
 def test_the_ledger_is_kept_as_long_as_the_messages_and_no_client_reads_it(
-    handing: Handover, dynamodb: DynamoDB
+    notifier: Notifier, dynamodb: DynamoDB
 ) -> None:
     before = int(time.time())
-    handing.hand_over(batch(missed("u1", "c1"), missed("u1", "c2")))
+    notifier.notify(batch(missed("u1", "c1"), missed("u1", "c2")))
     (row,) = dynamodb.rows("messages")
     assert before + 600 <= row.pop("ttl") <= time.time() + 600
     assert row == {
@@ -210,9 +210,9 @@ def test_the_ledger_is_kept_as_long_as_the_messages_and_no_client_reads_it(
 
 
 def test_the_ledger_of_one_message_is_spread_over_as_many_partitions_as_users(
-    handing: Handover, dynamodb: DynamoDB
+    notifier: Notifier, dynamodb: DynamoDB
 ) -> None:
-    handing.hand_over(batch(*(missed(f"u{n}", f"c{n}") for n in range(20))))
+    notifier.notify(batch(*(missed(f"u{n}", f"c{n}") for n in range(20))))
     assert len({row["audience"] for row in dynamodb.rows("messages")}) == 20
 
 
@@ -253,7 +253,7 @@ def interleave(dynamodb: DynamoDB, sns: Sns, batches: Sequence[dict[str, Any]], 
         mine.tables = dynamodb.tables
         mine.turn = lambda: turns.take(who)
         try:
-            offline_counts[who] = handover_of(mine, sns).hand_over(batches[who]).offline
+            offline_counts[who] = notifier_of(mine, sns).notify(batches[who]).notified
         finally:
             turns.end(who)
 
@@ -303,29 +303,29 @@ def test_a_user_is_handed_over_once_if_no_connection_is_left_and_otherwise_not_a
 # Publishing
 
 
-def test_a_batch_takes_ten_messages(handing: Handover, sns: Sns) -> None:
+def test_a_batch_takes_ten_messages(notifier: Notifier, sns: Sns) -> None:
     users = [missed(f"u{n}", f"c{n}") for n in range(23)]
-    assert handing.hand_over(batch(*users)) == HandedOver(23, 0)
+    assert notifier.notify(batch(*users)) == Counts(23, 0)
     sizes = [len(call["PublishBatchRequestEntries"]) for call in sns.called("PublishBatch")]
     assert sizes == [10, 10, 3]
     assert sns.users == [f"u{n}" for n in range(23)]
 
 
-def test_a_batch_takes_256_kib(handing: Handover, sns: Sns) -> None:
+def test_a_batch_takes_256_kib(notifier: Notifier, sns: Sns) -> None:
     users = [missed(f"u{n}", f"c{n}") for n in range(12)]
-    assert handing.hand_over(batch(*users, text="é" * 15_000)) == HandedOver(12, 0)
+    assert notifier.notify(batch(*users, text="é" * 15_000)) == Counts(12, 0)
     sizes = [len(call["PublishBatchRequestEntries"]) for call in sns.called("PublishBatch")]
     assert sizes == [8, 4]
 
 
 def test_what_sns_refuses_is_published_again_and_nothing_else(
-    handing: Handover, sns: Sns, naps: list[float]
+    notifier: Notifier, sns: Sns, naps: list[float]
 ) -> None:
     sns.refuse = lambda call, entry: (
         (call == 1 and entry["Id"] in "1234") or (call == 2 and entry["Id"] == "3")
     )
     users = [missed(f"u{n}", f"c{n}") for n in range(6)]
-    assert handing.hand_over(batch(*users)) == HandedOver(6, 0)
+    assert notifier.notify(batch(*users)) == Counts(6, 0)
     ids = [[e["Id"] for e in call["PublishBatchRequestEntries"]] for call in sns.called("PublishBatch")]
     assert ids == [list("012345"), list("1234"), ["3"]]
     assert sorted(sns.users) == [f"u{n}" for n in range(6)]
@@ -333,31 +333,33 @@ def test_what_sns_refuses_is_published_again_and_nothing_else(
     assert naps[1] > naps[0] > 0
 
 
-def test_what_sns_keeps_refusing_is_counted(handing: Handover, sns: Sns, naps: list[float]) -> None:
+def test_what_sns_keeps_refusing_is_counted(notifier: Notifier, sns: Sns, naps: list[float]) -> None:
     sns.refuse = lambda call, entry: entry["Id"] in {"3", "12"}
     users = [missed(f"u{n}", f"c{n}") for n in range(15)]
-    assert handing.hand_over(batch(*users)) == HandedOver(offline=13, failed=2)
-    assert len(sns.called("PublishBatch")) == 2 + handover.PUBLISH_ATTEMPTS - 1  # the two refused share one
+    assert notifier.notify(batch(*users)) == Counts(notified=13, failed=2)
+    assert (
+        len(sns.called("PublishBatch")) == 2 + notifications.PUBLISH_ATTEMPTS - 1
+    )  # the two refused share one
     assert len(sns.users) == 13
 
 
 def test_pauses_are_as_long_for_a_whole_page_as_for_one(
-    handing: Handover, sns: Sns, naps: list[float]
+    notifier: Notifier, sns: Sns, naps: list[float]
 ) -> None:
     """A page of 500 whom SNS refuses must not outlast the function: then they would be told twice."""
     sns.refuse = lambda call, entry: True
     users = [missed(f"u{n}", f"c{n}") for n in range(60)]
-    assert handing.hand_over(batch(*users)) == HandedOver(offline=0, failed=60)
+    assert notifier.notify(batch(*users)) == Counts(notified=0, failed=60)
     assert sum(naps) < 2
 
 
 def test_profiles_are_read_however_many_users_and_unprocessed_keys_there_are(
-    handing: Handover, dynamodb: DynamoDB, sns: Sns
+    notifier: Notifier, dynamodb: DynamoDB, sns: Sns
 ) -> None:
     dynamodb.batch_get_answers = 30
     for n in range(130):
         dynamodb.add("users", {"userId": f"u{n}", "role": "resident"})
-    assert handing.hand_over(batch(*(missed(f"u{n}", f"c{n}") for n in range(130)))) == HandedOver(130, 0)
+    assert notifier.notify(batch(*(missed(f"u{n}", f"c{n}") for n in range(130)))) == Counts(130, 0)
     roles = [entry["MessageAttributes"]["role"]["StringValue"] for entry in sns.published]
     assert roles == ["resident"] * 130
     asked = [call["RequestItems"]["users"]["Keys"] for call in dynamodb.called("BatchGetItem")]
@@ -375,7 +377,9 @@ def test_the_function_answers_with_its_counts_and_logs_no_payload(
     monkeypatch: pytest.MonkeyPatch,
     naps: list[float],
 ) -> None:
-    using = offline.Dependencies(handover_of(dynamodb, sns), Connections(dynamodb.client, "connections"))
+    using = offline.Dependencies(
+        notifier=notifier_of(dynamodb, sns), connections=Connections(dynamodb.client, "connections")
+    )
     monkeypatch.setattr(offline, "dependencies", lambda: using)
     sns.refuse = lambda call, entry: entry["Id"] == "1"
     answer = offline.handler(batch(*(missed(f"u{n}", f"c{n}") for n in range(3))), context)
@@ -390,11 +394,11 @@ def test_the_function_answers_with_its_counts_and_logs_no_payload(
 
 
 @pytest.fixture
-def using(handing: Handover, dynamodb: DynamoDB) -> offline.Dependencies:
+def using(notifier: Notifier, dynamodb: DynamoDB) -> offline.Dependencies:
     """What Offline works with; two connections of two users have rows."""
     for name in "gone", "other":
         connect(dynamodb, f"u-{name}", name)
-    return offline.Dependencies(handing, Connections(dynamodb.client, "connections"))
+    return offline.Dependencies(notifier=notifier, connections=Connections(dynamodb.client, "connections"))
 
 
 def left(dynamodb: DynamoDB) -> list[str]:
@@ -405,7 +409,7 @@ def test_the_rows_of_gone_connections_are_deleted_and_no_others(
     using: offline.Dependencies, dynamodb: DynamoDB
 ) -> None:
     given = batch(missed("u-gone", "gone"), missed("u-other", "other", "failed"), missed("nobody"))
-    assert offline.hand_over(given, using) == HandedOver(3, 0)
+    assert offline.notify(given, using) == Counts(3, 0)
     assert left(dynamodb) == ["other"]
 
 
@@ -417,7 +421,7 @@ def test_the_time_in_a_messages_id_decides_about_no_row(
         "connections", {"connectionId": "c", "userId": "u", "ttl": LATER, "connectedAt": iso(time.time())}
     )
     for reason, rows in ("failed", ["gone", "other", "c"]), ("gone", ["gone", "other"]):
-        offline.hand_over(batch(missed("u", "c", reason)), using)
+        offline.notify(batch(missed("u", "c", reason)), using)
         assert left(dynamodb) == rows
 
 
@@ -429,27 +433,27 @@ def test_a_row_without_a_user_is_reported_and_leaves_the_others_alone(
         {"connectionId": "odder", "reason": "failed", "userId": ""},
     ]
     given = batch(missed("u-gone", "gone"), *nameless, missed("u-other", "other", "failed"))
-    assert offline.hand_over(given, using) == HandedOver(2, 0)
+    assert offline.notify(given, using) == Counts(2, 0)
     assert (sns.users, left(dynamodb)) == (["u-gone", "u-other"], ["other"])
     (line,) = logs()
     assert (line["level"], line["connectionIds"]) == ("ERROR", ["odd", "odder"])
 
 
-def test_rows_outlast_a_hand_over_that_fails(
+def test_rows_of_gone_connections_are_kept_when_notifying_fails(
     using: offline.Dependencies, dynamodb: DynamoDB, sns: Sns
 ) -> None:
     """Whoever repeats it finds in them whom to hand over."""
     sns.failing.add("PublishBatch")
     with pytest.raises(ClientError):
-        offline.hand_over(batch(missed("u-gone", "gone")), using)
+        offline.notify(batch(missed("u-gone", "gone")), using)
     assert "gone" in left(dynamodb)
 
 
-def test_a_row_that_cannot_be_deleted_is_logged_and_the_hand_over_stands(
+def test_a_row_that_cannot_be_deleted_is_logged_and_the_users_stay_notified(
     using: offline.Dependencies, dynamodb: DynamoDB, logs: Logs
 ) -> None:
     dynamodb.failing.add("DeleteItem")
-    assert offline.hand_over(batch(missed("u-gone", "gone")), using) == HandedOver(1, 0)
+    assert offline.notify(batch(missed("u-gone", "gone")), using) == Counts(1, 0)
     (warning,) = logs()
     assert (warning["level"], warning["message"], warning["rows"]) == (
         "WARNING",
@@ -465,7 +469,7 @@ def test_a_table_that_stalls_does_not_have_the_users_handed_over_again(
     monkeypatch.setattr(offline, "DELETE_SECONDS", 0.1)
     monkeypatch.setattr(Connections, "delete", lambda *_: over.wait(30))
     try:
-        assert offline.hand_over(batch(missed("u-gone", "gone")), using) == HandedOver(1, 0)
+        assert offline.notify(batch(missed("u-gone", "gone")), using) == Counts(1, 0)
     finally:
         over.set()
     assert logs()[0]["rows"] == 1
