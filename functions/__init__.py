@@ -1,3 +1,3 @@
-"""One module per Lambda function; what they share is in `functions.shared`."""
+"""The Lambda functions, one module each. Shared code is in `functions.shared`."""
 
 __version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""Checking broadcast requests, and starting the executions that carry them out."""
+"""Validates broadcast requests, and starts their executions."""
 
 import json
 import time
@@ -15,9 +15,9 @@ from functions.shared.validation import listed, validate
 
 
 def check(request: Any, identifier: str, sent_at: float, roles: Roles) -> str:
-    """The envelope of a broadcast request, once everything about the request holds.
+    """Validate a broadcast request and return its envelope.
 
-    `identifier` is the message's id when the request brings none; `sent_at` is in epoch seconds.
+    `identifier` is the message's id if the request has none; `sent_at` is in epoch seconds.
     Raises `InvalidMessage` or `TooLarge` with every fault found.
     """
     validate("broadcast", request)
@@ -35,13 +35,13 @@ def check(request: Any, identifier: str, sent_at: float, roles: Roles) -> str:
     identifier = request.get("id", identifier)
     ahead = messages.id_time(identifier) - sent_at
     if not -messages.ID_BEHIND_SECONDS <= ahead <= messages.ID_AHEAD_SECONDS:
-        # It would lie out of reach of the overlap that a resume reads again.
+        # A resume reads only RESUME_OVERLAP_SECONDS again, and could miss the message.
         problem = (
-            f"carries a time more than {messages.ID_AHEAD_SECONDS} s after the broadcast's start"
+            f"has a time more than {messages.ID_AHEAD_SECONDS} s after the broadcast's start"
             if ahead > 0
-            else f"carries a time more than {messages.ID_BEHIND_SECONDS} s before the broadcast's start"
+            else f"has a time more than {messages.ID_BEHIND_SECONDS} s before the broadcast's start"
         )
-        fix = "set the clock, and make the id when starting the broadcast; or leave the id out"
+        fix = "set the clock and make the id when you start the broadcast, or omit the id"
         faults.append(Fault("/id", problem, fix))
     if faults:
         raise InvalidMessage(faults=listed(faults))
@@ -54,7 +54,7 @@ def check(request: Any, identifier: str, sent_at: float, roles: Roles) -> str:
 
 
 def _ids(request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every user's and shelter's id in a request, with its pointer."""
+    """The ids of users and shelters in a request, as (pointer, id)."""
     for field in ("users", "shelters"):
         for n, value in enumerate(request["target"].get(field, ())):
             yield f"/target/{field}/{n}", value
@@ -67,8 +67,8 @@ def _ids(request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 FAILED = frozenset({"FAILED", "TIMED_OUT", "ABORTED"})
 
 DESCRIBE_PAUSES = (0.2, 0.5, 1.0)
-"""Seconds between attempts to describe an execution that has just started: DescribeExecution is eventually
-consistent [Step Functions API reference]."""
+"""Seconds between attempts to describe an execution that has just started, because DescribeExecution is
+eventually consistent [Step Functions API reference]."""
 
 
 class Starter:
@@ -80,11 +80,11 @@ class Starter:
         self._state_machine_arn = state_machine_arn
 
     def start(self, name: str, request: Mapping[str, Any]) -> str:
-        """Start `request` (which carries its `id`) under an execution name and return the message's id.
+        """Start an execution of this name for `request` and return the message's id.
 
-        A name that was used before starts nothing. When the client sent the same then, the id of that first
-        message is returned, even if the sender's role has changed since; otherwise, and when that first
-        execution failed, `Conflict` is raised. Step Functions remembers names for 90 days.
+        A name that was used before starts nothing. If the first request was the same, returns the id of its
+        message, even if the sender's role has changed since. Raises `Conflict` if the first request was
+        another one, or its execution failed. Step Functions remembers names for 90 days.
         """
         try:
             self._stepfunctions.start_execution(
@@ -100,20 +100,19 @@ class Starter:
             return str(first["id"])
         return str(request["id"])
 
-    def _describe(self, name: str) -> dict[str, Any]:
+    def _describe(self, name: str) -> Any:
         arn = self._state_machine_arn.replace(":stateMachine:", ":execution:") + f":{name}"
-        for pause in (*DESCRIBE_PAUSES, None):
+        for pause in DESCRIBE_PAUSES:
             try:
-                execution: dict[str, Any] = self._stepfunctions.describe_execution(executionArn=arn)
-                break
+                return self._stepfunctions.describe_execution(executionArn=arn)
             except ClientError as error:
-                if pause is None or aws_code(error) != "ExecutionDoesNotExist":
+                if aws_code(error) != "ExecutionDoesNotExist":
                     raise
                 time.sleep(pause)
-        return execution
+        return self._stepfunctions.describe_execution(executionArn=arn)
 
 
 def _sent(request: Mapping[str, Any]) -> str:
-    """What the client sent of a request, as text: in Python's comparison, 1 and true are equal."""
+    """The part of a request that the client sent, as text, because 1 and True are equal in Python."""
     sent = {name: value for name, value in request.items() if name not in ("id", "sender")}
     return json.dumps(sent, sort_keys=True)

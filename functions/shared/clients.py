@@ -1,7 +1,7 @@
-"""AWS clients, made once and kept for the life of the execution environment.
+"""AWS clients, created once per execution environment.
 
-They come from botocore itself: boto3 adds resources and transfers, which no function uses, and takes a
-seventh longer to import.
+They come from botocore: boto3 adds resources and transfers, which no function uses, and takes a seventh
+longer to import.
 """
 
 import os
@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 
 def at_init(build: Callable[[], T]) -> Callable[[], T]:
-    """Have `build`, which takes no arguments, called once: in Lambda at import, elsewhere at the first call.
+    """Call `build` once: in Lambda at import, elsewhere at the first call.
 
-    Lambda gives a function's initialisation more CPU than its memory buys later: making a client takes about
-    50 ms of CPU, and at 512 MB three times as long in the first event. A build that fails is tried again by
-    the event, which reports why.
+    Creating a client takes about 50 ms of CPU. Lambda gives more CPU to the initialisation of a function
+    than to its events: at 512 MB, it would take three times as long in the first event. If `build` fails at
+    import, the first event calls it again and reports the error.
     """
     built = cache(build)
     if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
@@ -36,26 +36,26 @@ def at_init(build: Callable[[], T]) -> Callable[[], T]:
 
 @cache
 def session() -> Session:
-    """The session that the clients share: it finds the region and the function's credentials."""
+    """The session of all clients, with the region and the function's credentials."""
     _seed_restored_environments()
     trace_clients()
     return Session()
 
 
 def _seed_restored_environments() -> None:
-    """Have every environment that is restored from a SnapStart snapshot seed `random` for itself.
+    """Seed `random` again in every environment that is restored from a SnapStart snapshot.
 
-    The snapshot holds its state, and all of them would pause for the same time before they repeat a call.
+    The snapshot contains the state of `random`, so all environments would wait equally long before a retry.
     """
-    with suppress(ImportError):  # the runtimes that have SnapStart bring it [Lambda, SnapStart runtime hooks]
+    with suppress(ImportError):  # only runtimes with SnapStart have it [Lambda, SnapStart runtime hooks]
         import_module("snapshot_restore_py").register_after_restore(random.seed)
 
 
 @cache
 def client(service: str, endpoint_url: str | None = None) -> Any:
-    """The client of an AWS service, at an endpoint of its own where one is given.
+    """The client of an AWS service, at `endpoint_url` if it is given.
 
-    A stuck call is repeated rather than waited for, three times in all and so for at most 9 s and a pause:
+    A call that gets no answer is retried after 3 s, and fails after three attempts: 9 s and the pauses,
     within the 10 s that the shortest functions have.
     """
     config = Config(

@@ -1,4 +1,4 @@
-"""The `connections` and `users` tables: who is connected, and who may be."""
+"""The `connections` and `users` tables: who is connected, and who may connect."""
 
 import json
 import re
@@ -16,31 +16,31 @@ from functions.shared.telemetry import logger
 Item = dict[str, dict[str, Any]]
 
 MAX_ID_BYTES = 128
-"""The most that a user's or shelter's id takes as JSON text in UTF-8, where `"` and `\\` take two bytes: with
-longer ones, a page of connections would not fit a state's 256 KiB [Step Functions quotas]."""
+"""The longest id of a user or shelter as JSON text in UTF-8, where `"` and `\\` take two bytes. With longer
+ids, a page of connections would not fit into a state's 256 KiB [Step Functions quotas]."""
 
 MAX_EMAIL_BYTES = 254
-"""The longest address that mail can be sent to [RFC 5321 section 4.5.3, erratum 1690]."""
+"""The longest mail address [RFC 5321 section 4.5.3, erratum 1690]."""
 
 _ID = re.compile(r"[^\s#\x00-\x1f\x7f-\x9f\ufeff\ud800-\udfff]+")
 
 
 def id_problem(value: Any) -> str | None:
-    """What is wrong with a user's or shelter's id, or None.
+    """What is wrong with the id of a user or shelter, or None.
 
-    The rule is that of schemas/common.schema.json, and MAX_ID_BYTES, which no schema can count.
+    The rules are those of schemas/common.schema.json, and MAX_ID_BYTES, which a schema cannot express.
     """
     if not isinstance(value, str) or not value:
-        return "is not a string, or an empty one"
+        return "is not a string, or is empty"
     if not _ID.fullmatch(value):
-        return "holds white space, '#', a control character or half of a surrogate pair"
+        return "contains white space, '#', a control character or half of a surrogate pair"
     size = len(json.dumps(value, ensure_ascii=False).encode()) - len('""')
     return f"takes {size} bytes, more than {MAX_ID_BYTES}" if size > MAX_ID_BYTES else None
 
 
 @dataclass(frozen=True)
 class User:
-    """A row of the `users` table that may connect."""
+    """An active user of the `users` table."""
 
     user_id: str
     email: str | None
@@ -50,7 +50,7 @@ class User:
 
 @dataclass(frozen=True)
 class Connection:
-    """A live WebSocket and whose it is; `expires_at` is in epoch seconds, `connected_at` in ISO 8601."""
+    """A live connection; `connected_at` is in ISO 8601, `expires_at` in epoch seconds."""
 
     connection_id: str
     user_id: str
@@ -64,16 +64,16 @@ class Users:
     """Reads the `users` table."""
 
     def __init__(self, dynamodb: Any, table: str, roles: Collection[str]) -> None:
-        """`dynamodb` is a low-level client; `roles` are the deployment's."""
+        """`dynamodb` is a low-level client; `roles` are those of the deployment."""
         self._dynamodb = dynamodb
         self._table = table
         self._roles = roles
 
     def active(self, user_id: str) -> User:
-        """The user, read consistently.
+        """The user, by a consistent read.
 
-        Raises `UserRefused` for the unknown, the inactive, and a row that breaks a rule; the reason names the
-        attribute and the rule.
+        Raises `UserRefused` for an unknown or inactive user, and for a row that breaks a rule: its reason
+        names the attribute and the rule.
         """
         if problem := id_problem(user_id):
             raise UserRefused(f"userId {problem}")
@@ -85,21 +85,21 @@ class Users:
             raise UserRefused("unknown")
         if item.get("active", {}).get("BOOL") is not True:
             raise UserRefused("inactive")
-        role, shelter_id, email = (_text(item, name) for name in ("role", "shelterId", "email"))
+        role, shelter_id, email = _text(item, "role"), _text(item, "shelterId"), _text(item, "email")
         if not isinstance(role, str) or role not in self._roles:
             raise UserRefused("role is not a role of this deployment")
         if shelter_id is not None and (problem := id_problem(shelter_id)):
             raise UserRefused(f"shelterId {problem}")
         if email is not None and (not isinstance(email, str) or len(email.encode()) > MAX_EMAIL_BYTES):
-            # Nothing is delivered by it, so it keeps nobody out.
+            # No message is sent to this address, so the user may connect without it.
             problem = f"is not a string of at most {MAX_EMAIL_BYTES} bytes"
-            logger.warning("email left out", extra={"userId": user_id, "reason": f"email {problem}"})
+            logger.warning("email ignored", extra={"userId": user_id, "reason": f"email {problem}"})
             email = None
         return User(user_id, email, role, shelter_id)
 
 
 class Connections:
-    """Reads and writes single rows of the `connections` table. Rows past their ttl count as absent."""
+    """Reads and writes single rows of the `connections` table. Rows past their ttl are treated as absent."""
 
     def __init__(self, dynamodb: Any, table: str) -> None:
         """`dynamodb` is a low-level client."""
@@ -107,7 +107,7 @@ class Connections:
         self._table = table
 
     def put(self, connection_id: str, user: User, now: float, expires_at: int, shards: int) -> None:
-        """Store a new connection, written to one of `shards` partitions of the role and all audiences."""
+        """Store a new connection that lasts until `expires_at` (epoch seconds)."""
         item: Item = {
             "connectionId": {"S": connection_id},
             "userId": {"S": user.user_id},
@@ -121,16 +121,17 @@ class Connections:
         self._dynamodb.put_item(TableName=self._table, Item=item)
 
     def touch(self, connection_id: str, now: float) -> Connection:
-        """The live connection, marked as seen `now`, in one write.
+        """The live connection, with `lastSeenAt` set to `now` in the same write.
 
-        Raises `UnknownConnection`, also for an unusable row, with the attribute and the rule that it breaks.
+        Raises `UnknownConnection` if there is no live row, or if the row breaks a rule: the detail names the
+        attribute and the rule.
         """
         return self._update(connection_id, now, {"lastSeenAt": {"S": iso(now)}})
 
     def renew(self, connection_id: str, user: User, now: float, expires_at: int, shards: int) -> Connection:
-        """Let a live connection last until `expires_at` (epoch seconds), with the user's role and shelter.
+        """Extend a live connection to `expires_at` (epoch seconds), with the user's role and shelter.
 
-        One write: the connection is always wholly in the old audiences or wholly in the new ones. Raises
+        In one write, so that the connection is never in a mix of old and new audiences. Raises
         `UnknownConnection`.
         """
         changes: Item = {
@@ -140,11 +141,11 @@ class Connections:
         return self._update(connection_id, now, changes, () if user.shelter_id else ("shelterId",))
 
     def expire(self, connection_id: str, now: float) -> None:
-        """Let a live connection end `now`: from here on its row counts as absent."""
+        """End a live connection `now`: set its ttl, so that its row is treated as absent."""
         self._update(connection_id, now, {"ttl": {"N": str(int(now))}})
 
     def delete(self, connection_id: str) -> None:
-        """Forget a connection; forgetting one that is unknown is no error."""
+        """Delete a connection's row, if there is one."""
         self._dynamodb.delete_item(TableName=self._table, Key={"connectionId": {"S": connection_id}})
 
     def _update(
@@ -174,28 +175,27 @@ class Connections:
 
 
 def _connection(connection_id: str, item: Item) -> Connection:
-    user_id, role, shelter_id, connected_at = (
-        _text(item, name) for name in ("userId", "role", "shelterId", "connectedAt")
-    )
+    user_id, role, shelter_id = _text(item, "userId"), _text(item, "role"), _text(item, "shelterId")
+    connected_at = _text(item, "connectedAt")
     if problem := id_problem(user_id):
-        raise UnknownConnection(f"its row's userId {problem}")
+        raise UnknownConnection(f"invalid row: userId {problem}")
     if shelter_id is not None and (problem := id_problem(shelter_id)):
-        raise UnknownConnection(f"its row's shelterId {problem}")
+        raise UnknownConnection(f"invalid row: shelterId {problem}")
     if not isinstance(role, str):
-        raise UnknownConnection("its row's role is not a string, or an empty one")
+        raise UnknownConnection("invalid row: role is not a string, or is empty")
     try:
         iso(epoch(connected_at))
     except (TypeError, ValueError, OverflowError):
-        raise UnknownConnection("its row's connectedAt is not an ISO 8601 instant") from None
+        raise UnknownConnection("invalid row: connectedAt is not an ISO 8601 time") from None
     try:
         expires_at = int(item["ttl"]["N"])
         iso(expires_at)
     except (ValueError, OverflowError, OSError):
-        raise UnknownConnection("its row's ttl is not in whole epoch seconds") from None
+        raise UnknownConnection("invalid row: ttl is not in whole epoch seconds") from None
     return Connection(connection_id, user_id, role, shelter_id, connected_at, expires_at)
 
 
 def _text(item: Item, name: str) -> Any:
-    """An attribute that should be a string; None when it is absent, null or empty."""
+    """The value of an attribute that should be a string; None if it is absent, null or empty."""
     value = item.get(name, {"NULL": True})
     return None if "NULL" in value else value.get("S", value) or None

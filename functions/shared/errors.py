@@ -1,12 +1,12 @@
-"""Everything that can be refused, as one tree.
+"""The errors of the functions, as one tree.
 
     MusterError
     ├── SettingsError            the function's environment is wrong
-    ├── KeysUnavailable          no token can be verified now; a client tries again
-    ├── TokenRefused             the handshake's or renewal's token does not hold
-    ├── UserRefused              the token holds, but its user may not connect
+    ├── KeysUnavailable          no token can be verified now; the client should retry
+    ├── TokenRefused             the token of a handshake or renewal is not valid
+    ├── UserRefused              the token is valid, but its user may not connect
     ├── OriginRefused            the handshake comes from a web page of another site
-    ├── UnknownConnection        the server holds no live row for this connection
+    ├── UnknownConnection        there is no live row for this connection
     ├── InvalidMessage           a client's frame or a broadcast request is malformed
     │   ├── InvalidJson
     │   ├── TooLarge
@@ -14,8 +14,8 @@
     ├── Forbidden                the sender's role may not do this
     └── Conflict                 the same message id was used for a different message
 
-`reply` is the only place where an error becomes what a client reads; `status` answers a handshake.
-Clients get fixed sentences and faults about their own input; causes go to the log.
+`reply` is the only place that turns an error into a client message; `status` answers a handshake. Clients get
+fixed sentences and the faults of their own input. Causes are only logged.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ from typing import Any
 class Fault:
     """One thing wrong with an input.
 
-    `pointer` is the RFC 6901 JSON pointer of the value ("" is the whole input), `problem` says what is wrong
-    with it and `fix` what to send instead.
+    `pointer` is the RFC 6901 JSON pointer of the value ("" for the whole input), `problem` says what is wrong
+    with it, and `fix` says what to send instead.
     """
 
     pointer: str
@@ -37,13 +37,13 @@ class Fault:
 
 
 class MusterError(Exception):
-    """Base of everything the functions refuse; `sentence` is safe to show to a client."""
+    """Base of all errors; `sentence` is safe to show to a client, `detail` is for the log."""
 
     code = "internal"
     status = 500
     sentence = "Something went wrong on the server; try again."
     closes = False
-    """Whether the connection is closed after the client was told."""
+    """Whether the connection is closed after the client got the error."""
 
     def __init__(self, detail: str = "", faults: Sequence[Fault] = ()) -> None:
         super().__init__(detail or self.sentence)
@@ -51,15 +51,18 @@ class MusterError(Exception):
 
 
 class SettingsError(MusterError):
-    """The environment of the function misses values or holds unusable ones; the detail names them all."""
+    """Values of the function's environment are missing or invalid; the detail names them all."""
 
 
 class KeysUnavailable(MusterError):
-    """The keys that verify tokens cannot be read; the detail says why. Refusals would turn clients away."""
+    """The keys that verify tokens cannot be read; the detail says why.
+
+    The code is `internal`, so that clients retry with the same token.
+    """
 
 
 class TokenRefused(MusterError):
-    """`reason` is for the log, such as missing, expired or signature; `tokens.REASONS` has them."""
+    """The token is not valid; `reason` is for the log, such as missing, expired or signature."""
 
     code = "token_invalid"
     status = 401
@@ -71,7 +74,7 @@ class TokenRefused(MusterError):
 
 
 class UserRefused(MusterError):
-    """`reason` is for the log: unknown, inactive, or which attribute of the row breaks which rule."""
+    """The user may not connect; `reason` is for the log: unknown, inactive, or what is wrong with the row."""
 
     code = "forbidden"
     status = 403
@@ -84,7 +87,7 @@ class UserRefused(MusterError):
 
 
 class OriginRefused(MusterError):
-    """The handshake's Origin is none of the allowed ones; the detail is the Origin, for the log."""
+    """The handshake's `Origin` is not allowed; the detail is the origin."""
 
     code = "forbidden"
     status = 403
@@ -92,7 +95,7 @@ class OriginRefused(MusterError):
 
 
 class UnknownConnection(MusterError):
-    """The connection's row is gone, has expired, or is unusable; the detail says why, for the log."""
+    """The connection's row is missing, expired or invalid; the detail says what is wrong with the row."""
 
     code = "unknown_connection"
     status = 410
@@ -101,7 +104,7 @@ class UnknownConnection(MusterError):
 
 
 class InvalidMessage(MusterError):
-    """The input breaks its schema; `faults` lists every break."""
+    """The input does not follow its schema; `faults` lists the reasons."""
 
     code = "invalid_message"
     status = 400
@@ -116,7 +119,7 @@ class InvalidJson(InvalidMessage):
 
 
 class TooLarge(InvalidMessage):
-    """The message cannot be carried in one frame."""
+    """The message does not fit into one frame."""
 
     code = "too_large"
     status = 413
@@ -124,7 +127,7 @@ class TooLarge(InvalidMessage):
 
 
 class UnknownAction(InvalidMessage):
-    """The frame names no action that exists."""
+    """The frame's action is missing or unknown."""
 
     code = "unknown_action"
     sentence = "The action does not exist; see faults."
@@ -139,7 +142,7 @@ class Forbidden(MusterError):
 
 
 class Conflict(MusterError):
-    """The client used a message id again, for another message or for one whose broadcast failed."""
+    """The client reused a message id, for another message or for one whose broadcast failed."""
 
     code = "conflict"
     status = 409
@@ -147,7 +150,7 @@ class Conflict(MusterError):
 
 
 def reply(error: Exception, reply_to: str | None) -> dict[str, Any]:
-    """The `server-error` message that answers the client message `reply_to` with `error`."""
+    """The `server-error` message that answers the client's frame with the id `reply_to`."""
     shown = error if isinstance(error, MusterError) else MusterError()
     message: dict[str, Any] = {
         "type": "error",
@@ -161,9 +164,9 @@ def reply(error: Exception, reply_to: str | None) -> dict[str, Any]:
 
 
 def aws_code(error: Exception) -> str:
-    """The code of an error that AWS answered with; empty for one of the way there, such as a time-out.
+    """The code of an error response from AWS; empty if there was no response, such as after a timeout.
 
-    An answer may hold no code, and botocore's time-outs have a `response` that is None.
+    A response may have no code, and `response` is None in botocore's timeouts.
     """
     response = getattr(error, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""

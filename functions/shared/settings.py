@@ -1,7 +1,7 @@
-"""The functions' configuration: one frozen dataclass each, read from the environment that Terraform sets.
+"""The configuration of the functions: one frozen dataclass each, read from environment variables.
 
-A field `connections_table` is the variable CONNECTIONS_TABLE. `load` reports every missing or bad variable
-in a single `SettingsError`, so that one look at the log is enough to mend a deployment.
+Terraform sets the variables: the field `connections_table` is read from CONNECTIONS_TABLE. `load` reports all
+missing and invalid variables in one `SettingsError`.
 """
 
 import json
@@ -23,7 +23,7 @@ KEY_PAIR_ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "ES256", "ES384", "E
 class Permission:
     """What a role may send.
 
-    With `own_shelter_only`, a shelter update is about the sender's own shelter and for its audience.
+    With `own_shelter_only`, it sends shelter updates only about the sender's own shelter and to its audience.
     """
 
     actions: frozenset[str]
@@ -38,7 +38,7 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Jwt:
-    """How tokens are verified. Exactly one key source is set: a secret (HMAC) or a JWKS URL (key pairs)."""
+    """How to verify tokens. Exactly one key source is set: a secret (HMAC) or a JWKS URL (key pairs)."""
 
     jwt_algorithms: Names
     jwt_issuer: str
@@ -47,20 +47,20 @@ class Jwt:
     jwt_jwks_url: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse mixed algorithm families: an HMAC keyed with a public key must never verify."""
+        """Reject mixed algorithm families: an HMAC with a public key as its secret must never verify."""
         algorithms = set(self.jwt_algorithms)
         hmac, key_pair = algorithms <= HMAC_ALGORITHMS, algorithms <= KEY_PAIR_ALGORITHMS
         if not algorithms or not (hmac or key_pair):
-            raise ValueError("JWT_ALGORITHMS must be all of HS*, or all of RS* and ES*")
+            raise ValueError("JWT_ALGORITHMS must be only HS*, or only RS* and ES*")
         if hmac and not (self.jwt_secret_arn and not self.jwt_jwks_url):
-            raise ValueError("HS* algorithms take JWT_SECRET_ARN and no JWT_JWKS_URL")
+            raise ValueError("HS* algorithms need JWT_SECRET_ARN and no JWT_JWKS_URL")
         if key_pair and not (self.jwt_jwks_url and not self.jwt_secret_arn):
-            raise ValueError("RS* and ES* algorithms take JWT_JWKS_URL and no JWT_SECRET_ARN")
+            raise ValueError("RS* and ES* algorithms need JWT_JWKS_URL and no JWT_SECRET_ARN")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Connect(Jwt):
-    """Settings of `connect`; with no `allowed_origins`, every web page may connect."""
+    """Settings of `connect`; without `allowed_origins`, every web page may connect."""
 
     connections_table: str
     users_table: str
@@ -102,7 +102,7 @@ class Accept:
 
 @dataclass(frozen=True, kw_only=True)
 class Deliver:
-    """Settings of `deliver`; `post_concurrency` is the number of posts in flight within one invocation."""
+    """Settings of `deliver`; `post_concurrency` is the number of simultaneous posts of one invocation."""
 
     connections_endpoint: str
     post_concurrency: int
@@ -122,7 +122,7 @@ class Offline:
 def load(kind: type[T], environ: Mapping[str, str] = os.environ) -> T:
     """The settings of `kind` from `environ`.
 
-    Raises `SettingsError` whose text names every variable that is missing or unusable, and why.
+    Raises `SettingsError`, whose text names every missing and invalid variable.
     """
     hints = get_type_hints(kind)
     values: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Finding and verifying the JWT that a client presents."""
+"""Finds and verifies the JWT of a client."""
 
 import re
 import time
@@ -15,17 +15,17 @@ from functions.shared.settings import Jwt
 from functions.shared.telemetry import metrics
 
 SUBPROTOCOL = "muster"
-"""The WebSocket subprotocol that browsers offer beside the token, and that the server selects."""
+"""The WebSocket subprotocol that browsers offer with the token, and that the server selects."""
 
 LEEWAY_SECONDS = 30
-"""How far an issuer's clock may be ahead: `iat` and `nbf` may lie so far in the future."""
+"""How far an issuer's clock may be ahead, and `iat` and `nbf` in the future."""
 
 MAX_TOKEN_LENGTH = 8_192
-"""As in client-renew.schema.json. A handshake's request line and headers take 10,240 bytes in all
+"""As in client-renew.schema.json. The request line and headers of a handshake may take 10,240 bytes in total
 [API Gateway quotas]."""
 
 FORM = re.compile(r"[A-Za-z0-9_=-]+\.[A-Za-z0-9_=-]+\.[A-Za-z0-9_=-]*")
-"""A JWT in its compact form (RFC 7515, 3.1). Some issuers pad its parts; an unsigned one ends with a dot."""
+"""A JWT in compact form (RFC 7515, 3.1). Some issuers pad its parts. An unsigned JWT ends with a dot."""
 
 REASONS: dict[type[Exception], str] = {
     exceptions.InvalidTokenError: "malformed",
@@ -40,13 +40,13 @@ REASONS: dict[type[Exception], str] = {
     exceptions.InvalidSubjectError: "claims",
     exceptions.InvalidJTIError: "claims",
 }
-"""What PyJWT raises for a token, and the reason that the log gives. Muster's own reasons are missing, expired
-and key: the JWKS has no key of the token's key id."""
+"""The reason that is logged for an error of PyJWT. Muster adds the reasons missing, expired, key (the JWKS
+has no key with the token's key id) and "token of another user"."""
 
 
 @dataclass(frozen=True)
 class Claims:
-    """What a verified token says: whose it is and the epoch second at which it stops being valid."""
+    """The claims of a verified token; it expires at the epoch second `expires_at`."""
 
     user_id: str
     expires_at: int
@@ -54,7 +54,7 @@ class Claims:
 
 @dataclass(frozen=True)
 class Offer:
-    """A token as it arrived, and the subprotocol to select in the answer (None: none was offered)."""
+    """An unverified token, and the subprotocol to select in the response (None: none was offered)."""
 
     token: str
     subprotocol: str | None = None
@@ -63,10 +63,10 @@ class Offer:
 def find(event: Mapping[str, Any]) -> Offer:
     """The token of a `$connect` event: the first JWT in `?Authorization=`, the header or the subprotocols.
 
-    A JWT may follow `Bearer`. Credentials of any other scheme are not for Muster, and are passed over.
-    Browsers cannot set headers on a WebSocket, so they offer the subprotocols `muster` and the token itself;
-    one of those offered must be selected in the answer or the browser closes the socket.
-    Raises `TokenRefused`: malformed where only `Authorization` holds something, missing where nothing does.
+    A JWT may follow `Bearer`. Credentials of other schemes are ignored. Browsers cannot set headers on a
+    WebSocket, so they offer the subprotocols `muster` and the token itself. The response must select one of
+    the offered subprotocols, or the browser closes the socket. Raises `TokenRefused` with the reason
+    malformed if `Authorization` has a value that is not a JWT, and missing if there is nothing.
     """
     authorizations = [
         *_values(event, "queryStringParameters", "authorization"),
@@ -79,20 +79,20 @@ def find(event: Mapping[str, Any]) -> Offer:
     ]
     in_subprotocols = [part for part in offered if FORM.fullmatch(part)]
     selected = SUBPROTOCOL if SUBPROTOCOL in offered else next(iter(in_subprotocols), None)
-    for candidate in (*map(_bare, authorizations), *in_subprotocols):
+    for candidate in [_without_bearer(value) for value in authorizations] + in_subprotocols:
         if FORM.fullmatch(candidate):
             return Offer(candidate, selected)
-    raise TokenRefused("malformed" if any(map(str.strip, authorizations)) else "missing")
+    raise TokenRefused("malformed" if any(value.strip() for value in authorizations) else "missing")
 
 
-def _bare(value: str) -> str:
+def _without_bearer(value: str) -> str:
     return re.sub(r"^bearer\s+", "", value.strip(), flags=re.IGNORECASE)
 
 
 def _values(event: Mapping[str, Any], field: str, name: str) -> Iterator[str]:
-    """Every value of a header or query parameter, whose name may be in any case.
+    """Every value of a header or query parameter, ignoring the case of its name.
 
-    API Gateway repeats the last value of each in a second field, which is all that some emulators have.
+    API Gateway has a field with all values and one with the last value; some emulators have only the latter.
     """
     several = event.get(f"multiValue{field[0].upper()}{field[1:]}") or {}
     single = {key: [value] for key, value in (event.get(field) or {}).items()}
@@ -102,10 +102,10 @@ def _values(event: Mapping[str, Any], field: str, name: str) -> Iterator[str]:
 
 
 class Verifier:
-    """Verifies tokens against one fixed configuration, with keys that `keys.Source` keeps."""
+    """Verifies tokens against a fixed configuration, with keys from a `keys.Source`."""
 
     def __init__(self, settings: Jwt, secrets: Any, clock: Callable[[], float] = time.monotonic) -> None:
-        """`secrets` is a Secrets Manager client, None where there is a JWKS URL; `clock` counts seconds."""
+        """`secrets` is a Secrets Manager client, None if there is a JWKS URL; `clock` returns seconds."""
         self._settings = settings
         if settings.jwt_jwks_url:
             public_keys = PublicKeys(settings.jwt_jwks_url, settings.jwt_algorithms)
@@ -115,19 +115,18 @@ class Verifier:
             self._source = Source(arn, SharedSecret(secrets, arn), clock)
 
     def verify(self, token: str) -> Claims:
-        """The claims of `token`.
+        """Verify `token` and return its claims.
 
-        They hold only when the signature, `exp`, `iss`, `aud` and `sub` do, under a configured algorithm.
-        Raises `TokenRefused`, whose reason never contains any part of the token, and nothing else but
-        `KeysUnavailable` when the token cannot be judged: there are no keys, or the token may be signed with
-        newer ones than could be read.
+        Checks the algorithm, the signature, `exp`, `iss`, `aud` and `sub`. Raises `TokenRefused`, whose
+        reason never contains a part of the token, or `KeysUnavailable` if the token cannot be verified now:
+        there are no keys, or the token may be signed with newer keys that cannot be read.
         """
         settings = self._settings
         if len(token) > MAX_TOKEN_LENGTH or not FORM.fullmatch(token):
             raise TokenRefused("malformed")
         try:
             header = jwt.get_unverified_header(token)
-            # Before any key is fetched: a token must not choose its own algorithm.
+            # Check this before reading a key: a token must not choose its own algorithm.
             if header.get("alg") not in settings.jwt_algorithms:
                 raise TokenRefused("algorithm")
             claims = jwt.decode(
@@ -137,7 +136,7 @@ class Verifier:
                 issuer=settings.jwt_issuer,
                 audience=settings.jwt_audience,
                 leeway=LEEWAY_SECONDS,
-                # PyJWT would give `exp` the leeway too.
+                # PyJWT would apply the leeway to `exp` too.
                 options={"require": ["exp", "iss", "aud", "sub"], "verify_exp": False},
             )
         except jwt.InvalidSignatureError:
@@ -156,13 +155,14 @@ class Verifier:
 
     def _key(self, algorithm: str, key_id: str | None) -> Any:
         key = self._source.keys()(algorithm, key_id) or self._source.keys(newer=True)(algorithm, key_id)
-        if stale := self._source.stale_seconds():
-            metrics.add_metric("StaleKeyAge", "Seconds", stale)
+        stale_seconds = self._source.stale_seconds()
+        if stale_seconds is not None:
+            metrics.add_metric("StaleKeyAge", "Seconds", stale_seconds)
         if key is None:
             raise self._refusal("key")
         return key
 
     def _refusal(self, reason: str) -> TokenRefused | KeysUnavailable:
-        """What a token is refused with that newer keys might verify."""
+        """The error for a token that newer keys might verify."""
         problem = self._source.problem
-        return KeysUnavailable(problem) if problem else TokenRefused(reason)
+        return TokenRefused(reason) if problem is None else KeysUnavailable(problem)

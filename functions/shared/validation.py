@@ -1,6 +1,6 @@
-"""JSON Schema validation whose outcome a person can act on: every fault, by pointer, with its fix.
+"""JSON Schema validation that reports every fault with its JSON pointer and a fix.
 
-Time and memory grow in proportion to the input, because any client may send one.
+Any client may send any input, so time and memory grow linearly with its size.
 """
 
 import json
@@ -23,10 +23,10 @@ from functions.shared.errors import Fault, InvalidJson, InvalidMessage, TooLarge
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 
 MAX_DEPTH = 32
-"""How deep a payload may nest: far beyond any real message, and safely within every JSON parser's limits."""
+"""How deep a payload may nest: deeper than real messages, and within the limits of every JSON parser."""
 
 MAX_VALUES = 16 * 1024
-"""How many values an input may hold: a frame of 32 KB has room for no more, and neither has a message."""
+"""How many values an input may have. A frame of 32 KB has no room for more, and neither has a message."""
 
 MAX_INTEGER = 2**53 - 1
 """The largest integer that every JSON reader keeps exactly [RFC 8259 section 6, RFC 7493 section 2.2]."""
@@ -34,15 +34,15 @@ MAX_INTEGER = 2**53 - 1
 MAX_FAULTS = 20
 MAX_FAULTS_BYTES = 24 * 1024
 MAX_POINTER = 200
-"""How many faults are listed, how many bytes they take, and how many characters a pointer takes: a list of
-faults always fits one frame, and the 32,768 characters of an execution's cause [Step Functions, Fail]."""
+"""The most faults that are listed, their bytes, and the characters of a pointer. A list of faults always
+fits into one frame, and into the 32,768 characters of an execution's cause [Step Functions, Fail]."""
 
 ENOUGH_FAULTS = 5 * MAX_FAULTS
-"""How many faults are found before the rest of the input is skipped."""
+"""After this number of faults, the rest of the input is skipped."""
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """The JSON object in `text`. Raises `InvalidJson` with a fault that says where the text goes wrong."""
+    """The JSON object in `text`. Raises `InvalidJson` with the position of the error."""
     try:
         value = json.loads(
             text, parse_constant=_refuse_constant, parse_int=_integer, object_pairs_hook=_object
@@ -59,10 +59,10 @@ def parse_object(text: str) -> dict[str, Any]:
 
 
 def validate(schema: str, instance: Any) -> None:
-    """Hold `instance` to `schemas/<schema>.schema.json`.
+    """Validate `instance` against `schemas/<schema>.schema.json`.
 
-    Raises `InvalidMessage` or `TooLarge` listing up to MAX_FAULTS faults. No fault repeats a value that was
-    sent: it might be a secret in the wrong place.
+    Raises `InvalidMessage` or `TooLarge` with up to MAX_FAULTS faults. A fault never contains the value that
+    was sent, which might be a secret in the wrong place.
     """
     faults = listed(_untransmittable(instance))
     if not faults:
@@ -73,7 +73,7 @@ def validate(schema: str, instance: Any) -> None:
 
 
 def listed(faults: Iterable[Fault]) -> list[Fault]:
-    """The first fault of each place in order, as many and as long as fit one frame."""
+    """The first fault of each place, sorted by pointer, as many as fit into one frame."""
     found: dict[str, Fault] = {}
     for fault in islice(faults, ENOUGH_FAULTS):
         pointer = fault.pointer
@@ -95,7 +95,8 @@ def too_deep(pointer: str) -> Fault:
     return Fault(pointer, f"nests more than {MAX_DEPTH} levels deep", "send a flatter value")
 
 
-# Keywords that jsonschema would check in more than one pass over the value, or gather what is dropped here.
+# jsonschema's own versions of these keywords read a value more than once, or collect faults that are dropped
+# here.
 
 
 def _closed(
@@ -113,7 +114,8 @@ def _items(validator: Any, items: Any, instance: Any, schema: dict[str, Any]) ->
 def _unique_strings(
     validator: Any, unique: bool, instance: Any, schema: dict[str, Any]
 ) -> Iterator[ValidationError]:
-    # jsonschema compares every pair of items that it cannot sort. What is not a string is another fault.
+    # jsonschema compares every pair of items that it cannot sort. An item that is not a string is another
+    # fault.
     if unique and _short_enough(instance, schema):
         strings = [item for item in instance if isinstance(item, str)]
         if len(set(strings)) < len(strings):
@@ -121,7 +123,7 @@ def _unique_strings(
 
 
 def _short_enough(instance: Any, schema: dict[str, Any]) -> bool:
-    """Whether to look at a list's items: a list that is too long is one fault already."""
+    """Whether to check the items of a list: a list that is too long is one fault already."""
     return isinstance(instance, list) and len(instance) <= schema.get("maxItems", len(instance))
 
 
@@ -134,7 +136,7 @@ _Validator: Any = extend(  # type: ignore[no-untyped-call] # the stubs leave its
 @cache
 def _schema(name: str) -> dict[str, Any]:
     schema: dict[str, Any] = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
-    # Where a schema names its dialect, jsonschema goes on with its own validator instead of `_Validator`.
+    # For a schema that names its dialect, jsonschema would use its own validator instead of `_Validator`.
     del schema["$schema"]
     return schema
 
@@ -166,7 +168,7 @@ def _faults(error: ValidationError) -> Iterator[Fault]:
             for given, names in limit.items():
                 for name in names if given in value else ():
                     if name not in value:
-                        yield Fault(at + _escape(name), f"is missing beside {given}", f"add {name}")
+                        yield Fault(at + _escape(name), f"is missing, but {given} needs it", f"add {name}")
         case "additionalProperties":
             known = ", ".join(schema["properties"])
             for name in (name for name in value if name not in schema["properties"]):
@@ -232,7 +234,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _integer(digits: str) -> int:
-    # Python reads 4,300 digits at most. The first of so many are enough to be refused for its size.
+    # Python parses at most 4,300 digits. The first 100 are enough to reject the number for its size.
     return int(digits[:100])
 
 
@@ -240,7 +242,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for name, item in pairs:
         if name in value:
-            # Which of the two counts would depend on the reader [RFC 8259 section 4].
+            # Which of the two a parser uses depends on the parser [RFC 8259 section 4].
             shown = json.dumps(name)[:MAX_POINTER]
             raise _not_json(f"names {shown} twice in one object", "name each field once")
         value[name] = item
@@ -248,9 +250,9 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _untransmittable(instance: Any) -> Iterator[Fault]:
-    """The values that cannot be passed on as they are, in the order of the input.
+    """Faults of values that cannot be sent on unchanged, in the order of the input.
 
-    Without recursion, and with memory for the path to one value only. Raises `TooLarge` beyond MAX_VALUES.
+    Without recursion, and with memory for the path to one value only. Raises `TooLarge` after MAX_VALUES.
     """
     path: list[str | int] = []
     levels = [_entries(instance)]
@@ -259,17 +261,18 @@ def _untransmittable(instance: Any) -> Iterator[Fault]:
         for name, value in levels[-1]:
             values += 1
             if values > MAX_VALUES:
-                problem = f"holds more than {MAX_VALUES} values, which no message has room for"
+                problem = f"contains more than {MAX_VALUES} values, which no message has room for"
                 raise TooLarge(faults=[Fault("", problem, "send less, or a link to the rest")])
             if isinstance(name, str) and _half_character(name):
-                # Its pointer could not be sent either.
-                problem = "has a field whose name holds half of a surrogate pair"
+                # A pointer with this name could not be sent either.
+                problem = "has a field whose name contains half of a surrogate pair"
                 yield Fault(_pointer(path), problem, "send whole characters")
                 continue
             path.append(name)
             if not isinstance(value, dict | list):
                 if flaw := _flaw(value):
-                    yield Fault(_pointer(path), *flaw)
+                    problem, fix = flaw
+                    yield Fault(_pointer(path), problem, fix)
             elif len(levels) > MAX_DEPTH:
                 yield too_deep(_pointer(path))
             else:
@@ -289,14 +292,14 @@ def _entries(value: Any) -> Iterator[tuple[str | int, Any]]:
 
 
 def _flaw(value: Any) -> tuple[str, str] | None:
-    """What is wrong with a value that is neither an object nor an array, and its fix."""
+    """The problem of a value that is neither an object nor an array, and its fix; None if it is fine."""
     match value:
         case str() if _half_character(value):
-            return "holds half of a surrogate pair", "send whole characters"
+            return "contains half of a surrogate pair", "send whole characters"
         case float() if not math.isfinite(value):
-            return "is a number too large to pass on", "send a number that fits a double, or text"
+            return "is too large for a JSON number", "send a number that fits into a double, or text"
         case int() if abs(value) > MAX_INTEGER:
-            return f"is an integer beyond {MAX_INTEGER}, which readers of JSON round", "send it as text"
+            return f"is an integer beyond {MAX_INTEGER}, which JSON parsers round", "send it as text"
     return None
 
 

@@ -73,7 +73,7 @@ def test_user_who_may_not_connect_is_refused_with_403(deployment: Deployment, kn
         (
             "resident",
             "north hall",
-            "shelterId holds white space, '#', a control character or half of a surrogate pair",
+            "shelterId contains white space, '#', a control character or half of a surrogate pair",
         ),
         ("resident", "世" * 43, "shelterId takes 129 bytes, more than 128"),
     ],

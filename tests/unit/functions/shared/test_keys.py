@@ -77,7 +77,7 @@ def test_keys_are_read_once_and_again_after_their_lifetime(place: Place) -> None
     assert (place.key(), place.reads) == ("one", 1)
     place.now += 0.001
     assert (place.key(), place.reads) == ("two", 2)
-    assert place.source.stale_seconds() == 0
+    assert place.source.stale_seconds() is None
 
 
 def test_the_last_good_keys_are_used_while_their_source_is_down(place: Place, logs: Logs) -> None:
@@ -108,7 +108,7 @@ def test_a_source_that_is_down_is_tried_again_after_a_pause_and_its_return_is_no
     assert place.key() == "one"
     place.now += 0.001
     assert place.key() == "two"
-    assert (place.source.problem, place.source.stale_seconds()) == (None, 0)
+    assert (place.source.problem, place.source.stale_seconds()) == (None, None)
 
 
 def test_stale_keys_are_used_for_a_day_and_no_longer(place: Place) -> None:
@@ -209,9 +209,9 @@ def test_a_secret_is_its_text_or_its_bytes(stored: str | bytes, logs: Logs) -> N
 @pytest.mark.parametrize(
     ("stored", "cause"),
     [
-        (json.dumps({"key": SECRET}), "is JSON; store nothing but the key itself"),
-        (json.dumps({"key": SECRET}).encode(), "is JSON; store nothing but the key itself"),
-        (json.dumps([SECRET]), "is JSON; store nothing but the key itself"),
+        (json.dumps({"key": SECRET}), "is JSON; store only the key itself"),
+        (json.dumps({"key": SECRET}).encode(), "is JSON; store only the key itself"),
+        (json.dumps([SECRET]), "is JSON; store only the key itself"),
         ("", "is empty"),
         (b"", "is empty"),
         (" \n", "is empty"),

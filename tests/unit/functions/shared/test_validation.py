@@ -121,7 +121,7 @@ def nested(levels: int, kind: type = dict) -> Any:
             "broadcast",
             REQUEST | {"sender": {"userId": "u1"}},
             "/sender/role",
-            "is missing beside userId",
+            "is missing, but userId needs it",
             "add role",
         ),
         ("delivery-batch", BATCH | {"pace": {"rate": 0, "credit": 1}}, "/pace/rate", "is too small", None),
