@@ -1,4 +1,4 @@
-"""DynamoDB's expressions, as much of them as the functions use, evaluated as DynamoDB evaluates them."""
+"""Evaluates the subset of DynamoDB's expressions that the functions use."""
 
 import re
 from collections.abc import Callable
@@ -8,21 +8,21 @@ from typing import Any
 Item = dict[str, dict[str, Any]]
 
 RESERVED = {"all", "name", "owner", "role", "shard", "status", "timestamp", "token", "ttl", "type", "user"}
-"""The reserved words that one might be tempted to use as attribute names. [DynamoDB, Reserved words]"""
+"""Reserved words that could be used as attribute names by mistake [DynamoDB, Reserved words]."""
 
 _TOKEN = re.compile(r"\s*(<>|<=|>=|[=<>(),]|[#:]?\w+)")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition, and the attributes that it fixes to one value at its top level."""
+    """A condition, and the attributes that it compares with `=` at its top level."""
 
     holds: Callable[[Item], bool]
     equal: frozenset[str] = frozenset()
 
 
 class Expressions:
-    """The expressions of one request. What DynamoDB refuses raises `refusal("ValidationException", ...)`."""
+    """The expressions of one request. Raises `refusal("ValidationException", ...)` where DynamoDB does."""
 
     def __init__(self, given: dict[str, Any], refusal: Callable[[str, str], Exception]) -> None:
         self._names: dict[str, str] = given.get("ExpressionAttributeNames", {})
@@ -32,11 +32,11 @@ class Expressions:
         self._tokens: list[str] = []
 
     def holds(self, condition: str, item: Item) -> bool:
-        """Whether an item meets a condition or filter."""
+        """Whether a condition or filter is true for an item."""
         return self.condition(condition).holds(item)
 
     def condition(self, text: str) -> Condition:
-        """A condition, filter or key condition, ready to be applied to items."""
+        """Parse a condition, filter or key condition."""
         self._tokens = self._split(text)
         condition = self._or()
         if self._tokens:
@@ -44,7 +44,7 @@ class Expressions:
         return condition
 
     def projected(self, projection: str | None, item: Item) -> Item:
-        """The attributes of an item that a projection names."""
+        """The attributes of an item that a projection selects."""
         if projection is None:
             return dict(item)
         names = [self._name(part.strip()) for part in projection.split(",")]
@@ -62,13 +62,13 @@ class Expressions:
                 name, given = self._name(place), self._value(value)
                 if clause == "ADD":
                     if not given["SS"] or len(set(given["SS"])) < len(given["SS"]):
-                        raise self._invalid("a set is empty or holds duplicates")
+                        raise self._invalid("a set is empty or contains duplicates")
                     given = {"SS": sorted({*item.get(name, {"SS": []})["SS"], *given["SS"]})}
                 item[name] = given
         return item
 
     def refuse_unused(self) -> None:
-        """Call when every expression was read: names and values that none of them used are an error."""
+        """Reject unused names and values. Call this after all expressions have been evaluated."""
         if self._unused:
             raise self._invalid(f"unused in expressions: {self._unused}")
 

@@ -1,8 +1,8 @@
 """AWS services that answer from memory, behind real boto3 clients.
 
-The clients are botocore's own, so that parameters are validated, pages are followed and errors are raised as
-against AWS; only the last step, the HTTP call, is replaced. A subclass answers an operation with the method
-of its name, which takes the call's parameters and returns its answer or raises `Refusal`.
+Only the HTTP call of the clients is replaced, so parameters are validated, pages are followed and errors are
+raised as with AWS. A subclass answers an operation with the method of its name, which takes the parameters of
+the call, and returns the response or raises `Refusal`.
 """
 
 import copy
@@ -24,7 +24,7 @@ Call = tuple[str, dict[str, Any]]
 
 
 class Refusal(Exception):
-    """What an operation raises to be answered with this error code."""
+    """Raised by an operation to respond with an error code."""
 
     def __init__(self, code: str, message: str = "") -> None:
         super().__init__(code)
@@ -32,16 +32,16 @@ class Refusal(Exception):
 
 
 class Service:
-    """One AWS service: its client, and every call that reached it. One call is answered at a time."""
+    """An AWS service: its client, and all calls it got. Calls are answered one at a time."""
 
     name: ClassVar[str]
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.failing: set[str] = set()
-        """Operations answered with an InternalServerError."""
+        """Operations that respond with an InternalServerError."""
         self.turn: Callable[[], AbstractContextManager[None]] = nullcontext
-        """Entered around every operation, so that a test can decide whose turn it is."""
+        """A context that every operation enters, so that a test can control the order of threads."""
         self._lock = threading.Lock()
         self.client: Any = _SESSION.client(self.name)
         self.client.meta.events.register("before-parameter-build", self._note)
@@ -69,8 +69,8 @@ class Service:
 class DynamoDB(Service):
     """Tables of items. Conditions, filters, projections and updates are evaluated as written.
 
-    It refuses what DynamoDB refuses and a looser fake would let through: reserved words in expressions,
-    expression names and values that are not used, sets with duplicates, range keys over 1,024 bytes.
+    It rejects what DynamoDB rejects: reserved words in expressions, unused expression names and values, sets
+    with duplicates, and range keys over 1,024 bytes.
     """
 
     name = "dynamodb"
@@ -93,12 +93,12 @@ class DynamoDB(Service):
         self.tables: dict[str, dict[tuple[str, ...], Item]] = {}
         self.empty()
         self.page_size = 1_000_000
-        """The most rows that a query examines in one call, for lack of DynamoDB's 1 MB."""
+        """The most rows that a query examines in one call, instead of DynamoDB's limit of 1 MB."""
         self.batch_get_answers = self.BATCH_KEYS
-        """The most keys that a BatchGetItem answers; the others come back unprocessed."""
+        """The most keys that a BatchGetItem processes; it returns the others as unprocessed."""
 
     def empty(self) -> None:
-        """Forget every row and call: cheaper than another client where a test tries many examples."""
+        """Delete all rows and calls, which is faster than a new client for each example of a test."""
         self.tables = {name: {} for name in self.KEYS}
         self.calls.clear()
 
@@ -162,7 +162,7 @@ class DynamoDB(Service):
         found = [expressions.projected(given.get("ProjectionExpression"), item) for item in found]
         expressions.refuse_unused()
         answer: dict[str, Any] = {"Items": found, "Count": len(found), "ScannedCount": len(examined)}
-        # As DynamoDB does, a page that was cut exactly at the end still brings a key to go on from.
+        # As in DynamoDB, a page that ends exactly at the last row still has a LastEvaluatedKey.
         if rest or (examined and len(examined) == limit):
             last = examined[-1][1]
             answer["LastEvaluatedKey"] = {name: last[name] for name in {*self.KEYS[TableName], hash_key}}
@@ -187,7 +187,7 @@ class DynamoDB(Service):
 
 
 class SecretsManager(Service):
-    """One secret, whichever is asked for: text, or bytes."""
+    """One secret for all names, as text or bytes."""
 
     name = "secretsmanager"
 
@@ -229,7 +229,7 @@ class StepFunctions(Service):
 
 
 class Sns(Service):
-    """A topic that takes batches, and refuses the entries that a test names."""
+    """A topic that accepts batches, except the entries that a test refuses."""
 
     name = "sns"
 

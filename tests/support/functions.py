@@ -1,4 +1,4 @@
-"""What the tests of several functions share: tokens, events, schema checks and messages."""
+"""Helpers for tests of the functions: tokens, events, schema checks and messages."""
 
 import json
 import time
@@ -34,15 +34,15 @@ properties = settings(
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-"""Hypothesis without a time limit for single examples, because the machine may be shared."""
+"""Hypothesis settings without a time limit for single examples, because the machine may be busy."""
 
 
 TIMEOUTS = ("POST_TIMEOUT_SECONDS", "SLOW_SECONDS", "SLOW_TIMEOUT_SECONDS", "REVIEW_SECONDS")
-"""What the gateway waits for answers, by the names of its constants."""
+"""The gateway's constants for how long it waits for responses."""
 
 
 def shorten_timeouts(monkeypatch: pytest.MonkeyPatch, post_timeout: float) -> None:
-    """Have the gateway time posts out after so many seconds, and all that goes with it in proportion."""
+    """Set the gateway's post timeout in seconds, and change its other timeouts in proportion."""
     factor = post_timeout / gateway.POST_TIMEOUT_SECONDS
     for name in TIMEOUTS:
         monkeypatch.setattr(gateway, name, factor * getattr(gateway, name))
@@ -51,7 +51,7 @@ def shorten_timeouts(monkeypatch: pytest.MonkeyPatch, post_timeout: float) -> No
 def token(
     user: str = "u1", key: Any = SECRET, algorithm: str = "HS256", kid: str | None = None, **claims: Any
 ) -> str:
-    """A JWT for `user`; a claim that is given as None is left out."""
+    """A JWT for `user`; claims that are None are omitted."""
     now = int(time.time())
     body = {"sub": user, "iss": ISSUER, "aud": AUDIENCE, "iat": now, "exp": now + 3600} | claims
     body = {name: value for name, value in body.items() if value is not None}
@@ -59,7 +59,7 @@ def token(
 
 
 def leaks(secret: str, text: str) -> bool:
-    """Whether `text` holds a token or any of its parts."""
+    """Whether `text` contains a token or a part of it."""
     return any(part in text for part in secret.split(".") if len(part) >= 8)
 
 
@@ -73,14 +73,14 @@ class Keys:
 
 
 def event(body: Any = None, kind: str = "MESSAGE", **fields: Any) -> dict[str, Any]:
-    """An event as API Gateway sends it to a WebSocket route; a body that is no text is sent as JSON."""
+    """An event of a WebSocket route as from API Gateway; a body that is not text is converted to JSON."""
     text = body if isinstance(body, str | None) else json.dumps(body)
     return {"requestContext": {"connectionId": "c1=", "eventType": kind}, "body": text, **fields}
 
 
 @dataclass
 class Context:
-    """The Lambda context, as much of it as Powertools and the functions read."""
+    """The part of the Lambda context that Powertools and the functions read."""
 
     function_name: str = "muster-function"
     memory_limit_in_mb: int = 128
@@ -93,7 +93,7 @@ class Context:
 
 
 def answered(message: dict[str, Any]) -> bool:
-    """Whether a server message, which must follow its schema, can be put on the wire in one frame."""
+    """Whether a server message fits into one frame. It must follow its schema."""
     conforming(f"server-{message['type']}", message)
     return len(json.dumps(message, ensure_ascii=False, allow_nan=False).encode()) < 32 * 1024
 
@@ -122,19 +122,19 @@ UNITS = (
     "9" * 100,
     "0." + "123456789" * 90 + "e-300",
 )
-"""What a hostile list repeats; `{n}` makes each one different."""
+"""Items of hostile lists; `{n}` is replaced by a number to make each one different."""
 
 
 @dataclass(frozen=True)
 class Hostile:
-    """A text that goes on for long: `before` and `after` around `units` in turn, between commas."""
+    """A long text: `before`, the `units` in turn with commas between them, and `after`."""
 
     before: str
     units: tuple[str, ...]
     after: str
 
     def text(self, size: int = FRAME_BYTES) -> str:
-        """The text with as many units as `size` bytes take."""
+        """The text, with as many units as fit into `size` bytes."""
         room = size - len((self.before + self.after).encode())
         parts: list[str] = []
         while True:
@@ -176,7 +176,7 @@ def hostile(start: str) -> st.SearchStrategy[Hostile]:
 
 
 def cpu_seconds(work: Callable[[], Any], most: float) -> float:
-    """CPU seconds that `work` takes: the first try under `most`, or the best of five on a busy machine."""
+    """CPU seconds of `work`: the first of five runs below `most`, or else the least."""
     taken = []
     for _ in range(5):
         started = time.process_time()
@@ -188,7 +188,7 @@ def cpu_seconds(work: Callable[[], Any], most: float) -> float:
 
 
 def peak_bytes(work: Callable[[], Any]) -> int:
-    """The most memory that `work` held at a time beyond what was held before."""
+    """The peak of the memory that `work` allocates."""
     tracemalloc.start()
     try:
         work()

@@ -1,4 +1,4 @@
-"""A JWKS endpoint on the loopback interface, and two key pairs to publish there."""
+"""A JWKS endpoint on the loopback interface, with two key pairs."""
 
 import json
 import threading
@@ -15,14 +15,14 @@ EC = ec.generate_private_key(ec.SECP256R1())
 
 
 def jwk(key: Any, algorithm: str, **changes: Any) -> dict[str, Any]:
-    """The public half of a key; a member that is given as None is left out."""
+    """The public key as a JWK; members that are None are omitted."""
     public = jwt.get_algorithm_by_name(algorithm).to_jwk(key.public_key(), as_dict=True)
     members = {**public, "alg": algorithm, "use": "sig", **changes}
     return {name: value for name, value in members.items() if value is not None}
 
 
 class Jwks(ThreadingHTTPServer):
-    """Publishes keys, and keeps the headers of each request."""
+    """Publishes keys, and records the headers of each request."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -30,7 +30,7 @@ class Jwks(ThreadingHTTPServer):
         self.status = 200
         self.body = b""
         self.answering = threading.Event()
-        """While this is not set, no request is answered."""
+        """Requests wait while this is not set."""
         self.answering.set()
         self.publish(jwk(RSA, "RS256", kid="rsa"), jwk(EC, "ES256", kid="ec"))
 
@@ -68,4 +68,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(self.server.body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Write no log."""

@@ -189,7 +189,7 @@ class Machines:
         }
         with self.installed():
             outcome = self.start("broadcast", document)
-        assert outcome["status"] == "SUCCEEDED", outcome
+        assert outcome["status"] == "SUCCEEDED", json.dumps(outcome)
         receipt: Json = conforming("receipt", json.loads(outcome["output"]))
         assert receipt["audience"] == receipt["delivered"] + receipt["gone"] + receipt["failed"]
         return receipt

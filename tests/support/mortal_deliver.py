@@ -1,10 +1,10 @@
-"""A `deliver` that dies with its runtime, for `Variants.function` to pack.
+"""A `deliver` whose process can be killed, packed by `Variants.function`.
 
-A batch with one of these connections kills the process that runs it:
+A batch with one of these connections kills its process:
 
-    killed-...          well after the batch began: some of it is posted, and some waits for an answer
-    killed-once-...     likewise, the first time
-    out-of-memory-...   at once, by the signal that the kernel sends
+    killed-...          in the middle of the batch: some posts have a response, and some are waiting for it
+    killed-once-...     the same, but only the first time
+    out-of-memory-...   immediately, with the signal that the kernel sends
 """
 
 import os
@@ -17,11 +17,11 @@ from typing import Any
 from functions import deliver
 
 UNDER_WAY_SECONDS = 1.5
-"""Half of what a post that is not answered takes."""
+"""Half of the timeout of a post."""
 
 
 def _is_first(connection_id: str) -> bool:
-    """Tell whether this is asked for the first time, in any process."""
+    """Whether this is the first call for the connection, in all processes."""
     try:
         Path(tempfile.gettempdir(), connection_id).touch(exist_ok=False)
     except FileExistsError:
@@ -30,7 +30,7 @@ def _is_first(connection_id: str) -> bool:
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Do what the ids say, and the rest as deployed."""
+    """Kill the process if an id says so, and call the deployed handler."""
     for connection in event["connections"]:
         fate = connection["connectionId"].rpartition("-")[0]
         if fate == "killed" or (fate == "killed-once" and _is_first(connection["connectionId"])):

@@ -42,14 +42,14 @@ def context() -> Context:
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gateway's pauses between attempts are a thousandth of what they are."""
+    """Shorten the gateway's pauses between attempts to a thousandth."""
     for pause in ("FIRST_BACKOFF_SECONDS", "LONGEST_BACKOFF_SECONDS", "GONE_AGAIN_SECONDS"):
         monkeypatch.setattr(gateway, pause, getattr(gateway, pause) / 1000)
 
 
 @pytest.fixture
 def logs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Logs:
-    """What the functions have written since the last call, parsed: the log lines, then the metrics."""
+    """Return what the functions have written since the last call, parsed: log lines, then metrics."""
     lines = io.StringIO()
     monkeypatch.setattr(logger.registered_handler, "stream", lines)
     monkeypatch.setattr(metrics.provider, "namespace", "Muster")

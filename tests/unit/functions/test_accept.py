@@ -32,7 +32,7 @@ REQUEST: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def configured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two shards, an hour's retention, and the usual roles."""
+    """Settings with two shards and an hour of retention."""
     config = settings.Accept(roles=ROLES, audience_shards=2, message_retention_seconds=3600)
     monkeypatch.setattr(accept, "config", lambda: config)
 
@@ -49,7 +49,7 @@ def run(context: Context, logs: Logs) -> Any:
     return run
 
 
-def test_a_good_request_becomes_all_that_the_later_states_need(run: Any) -> None:
+def test_a_valid_request_is_expanded_for_the_later_states(run: Any) -> None:
     answer = run(REQUEST)
     envelope = json.loads(answer.pop("envelope"))
     identifier = answer["messageId"]
@@ -105,15 +105,13 @@ def test_the_callers_id_sender_and_offline_policy_are_kept(run: Any) -> None:
         (ID_AHEAD_SECONDS + 1, False),
     ],
 )
-def test_an_id_from_another_time_would_escape_a_resume_and_is_refused(
-    run: Any, seconds: int, accepted: bool
-) -> None:
+def test_an_id_too_far_from_the_broadcasts_start_is_rejected(run: Any, seconds: int, accepted: bool) -> None:
     answer = run(REQUEST | {"id": uuid7(EPOCH + seconds, bytes(10))})
     assert answer["accepted"] is accepted
     assert accepted or [fault["pointer"] for fault in answer["faults"]] == ["/id"]
 
 
-def test_a_bad_request_is_answered_with_every_fault_and_logged_without_its_values(
+def test_an_invalid_request_is_answered_with_every_fault_and_logged_without_its_values(
     context: Context, logs: Logs
 ) -> None:
     request = {"type": "gossip", "target": {"roles": []}, "payload": "a secret", "more": "another"}
@@ -158,8 +156,8 @@ def with_value(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 
 @pytest.mark.parametrize("path", list(places(FULL)), ids=str)
-def test_no_fault_tells_a_value_whatever_is_wrong_where(run: Any, path: tuple[Any, ...]) -> None:
-    """Step Functions logs the cause of a failed execution, which is these faults."""
+def test_no_fault_contains_a_value_of_the_request(run: Any, path: tuple[Any, ...]) -> None:
+    """Step Functions logs the cause of a failed execution, which contains these faults."""
     refused = 0
     for bad in BAD:
         answer = run(with_value(FULL, path, bad))
@@ -170,13 +168,13 @@ def test_no_fault_tells_a_value_whatever_is_wrong_where(run: Any, path: tuple[An
 
 
 @pytest.mark.parametrize("request_", [None, [], "text", 7])
-def test_an_input_that_is_no_object_is_refused_like_any_other(run: Any, request_: Any) -> None:
+def test_an_input_that_is_not_an_object_is_rejected(run: Any, request_: Any) -> None:
     answer = run(request_)
     assert answer["accepted"] is False
     assert [fault["pointer"] for fault in answer["faults"]] == [""]
 
 
-def test_roles_that_the_deployment_does_not_have_are_faults_beside_the_others(run: Any) -> None:
+def test_unknown_roles_are_reported_with_the_other_faults(run: Any) -> None:
     target = {"roles": ["admin", "wizard", "resident", "warlock"]}
     answer = run(REQUEST | {"target": target, "id": uuid7(0, bytes(10))})
     faults = {fault["pointer"]: fault["fix"] for fault in answer["faults"]}
@@ -200,13 +198,11 @@ def test_an_envelope_of_exactly_the_limit_is_accepted_and_one_byte_more_is_not(r
 
 
 @pytest.mark.parametrize("bad", ["\ud800", float("inf")])
-def test_a_payload_that_no_client_could_be_sent_is_refused(run: Any, bad: Any) -> None:
+def test_a_payload_that_does_not_fit_into_a_frame_is_rejected(run: Any, bad: Any) -> None:
     assert run(REQUEST | {"payload": {"x": bad}})["accepted"] is False
 
 
-def test_the_log_line_of_an_accepted_broadcast_holds_no_payload(
-    run: Any, context: Context, logs: Logs
-) -> None:
+def test_the_log_line_of_an_accepted_broadcast_has_no_payload(run: Any, context: Context, logs: Logs) -> None:
     run(REQUEST)
     line, metrics = logs()
     assert line["audiences"] == ["role#first_responder", "user#u1"]
@@ -215,7 +211,7 @@ def test_the_log_line_of_an_accepted_broadcast_holds_no_payload(
 
 
 INPUT_BYTES = 250_000
-"""About as much as Step Functions takes as an input: 256 KiB [Step Functions quotas]."""
+"""Roughly the largest input of an execution: 256 KiB [Step Functions quotas]."""
 
 
 @hypothesis_settings(
@@ -225,26 +221,26 @@ INPUT_BYTES = 250_000
 @example(Hostile('{"type":"alert","payload":{},"target":{"users":["a",', ("{n}",), "]}}"))
 @example(Hostile('{"type":"alert","target":{"all":true},"payload":{"n":[', ("[]",), "]}}"))
 @example(Hostile('{"type":"alert","target":{"all":true},"payload":{"text":"', ("é" * 100,), '"}}'))
-def test_an_input_of_any_size_is_judged_in_100_ms_and_in_a_few_times_its_memory(
+def test_an_input_of_any_size_is_validated_within_100_ms_and_a_few_times_its_memory(
     run: Any, request_: Hostile
 ) -> None:
     try:
         request = json.loads(request_.text(INPUT_BYTES))
     except ValueError:
-        return  # Step Functions would not start it
+        return  # Step Functions would not start the execution
     answer = run(request)
-    if answer["accepted"]:  # Step Functions hands on a double, and so shortens numbers of many digits
+    if answer["accepted"]:  # Step Functions passes numbers on as doubles, which shortens long ones
         assert len(answer["envelope"].encode()) <= MAX_ENVELOPE_BYTES
     else:
-        # The cause of a failed execution takes so much [Step Functions, Fail].
+        # The limit of the cause of a failed execution [Step Functions, Fail].
         assert len(json.dumps({"faults": answer["faults"]}, ensure_ascii=False)) <= 32_768
     assert cpu_seconds(lambda: run(request), 0.1) < 0.2
-    # Twice the 8 times of a frame: what passes the schema is serialised too.
+    # Twice the 8 times of a frame, because a valid request is serialised too.
     assert peak_bytes(lambda: run(request)) < 16 * INPUT_BYTES
 
 
 @pytest.mark.parametrize("name", ["世" * 43, '"' * 65, "\\" * 65])
-def test_an_id_of_more_bytes_than_the_states_have_room_for_is_refused(run: Any, name: str) -> None:
+def test_an_id_longer_than_the_states_have_room_for_is_rejected(run: Any, name: str) -> None:
     request = {
         "type": "shelter_update",
         "shelterId": name,
@@ -261,8 +257,8 @@ def test_an_id_of_more_bytes_than_the_states_have_room_for_is_refused(run: Any, 
     )["accepted"]
 
 
-def test_all_that_accept_hands_on_fits_a_state(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the longest ids, in the characters that JSON makes longest, and the most roles."""
+def test_the_output_of_accept_fits_into_a_state(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the longest ids, in the characters that take most space in JSON, and the most roles."""
     roles = {f"{n:032d}".replace("0", "r", 1): ROLES["admin"] for n in range(100)}
     config = settings.Accept(roles=roles, audience_shards=12, message_retention_seconds=3600)
     monkeypatch.setattr(accept, "config", lambda: config)

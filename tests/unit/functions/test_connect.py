@@ -42,7 +42,7 @@ def using(dynamodb: DynamoDB, **changes: Any) -> connect.Dependencies:
 
 @pytest.fixture(autouse=True)
 def wired(dynamodb: DynamoDB, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`connect` works with the fake tables, which hold an active and an inactive user."""
+    """Let `connect` use the fake tables, with an active and an inactive user."""
     dependencies = using(dynamodb)
     monkeypatch.setattr(connect, "dependencies", lambda: dependencies)
     dynamodb.add("users", ROW, ROW | {"userId": "off", "active": False})
@@ -106,7 +106,7 @@ def test_a_refused_client_leaves_no_row_and_a_log_line_with_the_reason_and_no_to
         ({"active": "true"}, "inactive"),
     ],
 )
-def test_a_row_that_no_target_could_name_is_refused_by_its_rule(
+def test_a_user_row_that_breaks_a_rule_is_refused_with_the_rule(
     change: dict[str, Any], reason: str, dynamodb: DynamoDB, context: Context, logs: Logs
 ) -> None:
     dynamodb.add("users", ROW | change)
@@ -118,7 +118,7 @@ def test_a_row_that_no_target_could_name_is_refused_by_its_rule(
 
 
 @pytest.mark.parametrize("sub", ["x" * 3_000, "世" * 43, "a b", "a#b", "a\x07", "\ud800"])
-def test_a_signed_sub_that_can_be_nobodys_id_is_refused(
+def test_a_signed_sub_that_is_not_a_valid_id_is_refused(
     sub: str, dynamodb: DynamoDB, context: Context, logs: Logs
 ) -> None:
     assert connect.handler(handshake(token(sub)), context) == {"statusCode": 403}
@@ -129,9 +129,7 @@ def test_a_signed_sub_that_can_be_nobodys_id_is_refused(
 
 
 @pytest.mark.parametrize("email", [7, "x" * 255])
-def test_an_unusable_email_keeps_nobody_out(
-    email: Any, dynamodb: DynamoDB, context: Context, logs: Logs
-) -> None:
+def test_an_invalid_email_is_ignored(email: Any, dynamodb: DynamoDB, context: Context, logs: Logs) -> None:
     dynamodb.add("users", ROW | {"email": email, "shelterId": ""})
     assert connect.handler(handshake(token()), context)["statusCode"] == 200
     (row,) = dynamodb.rows("connections")
@@ -147,11 +145,11 @@ def test_an_unusable_email_keeps_nobody_out(
         ("Origin", "http://app.example.org"),
         ("Origin", "https://app.example.org:8443"),
         ("Origin", "https://app.example.org.evil.example"),
-        ("Origin", "null"),  # what a browser sends for a sandboxed frame
+        ("Origin", "null"),  # the origin of a sandboxed frame
         ("Origin", ""),
     ],
 )
-def test_a_page_of_another_site_is_refused_before_its_token_is_looked_at(
+def test_a_page_of_another_site_is_refused_before_its_token_is_verified(
     header: str,
     origin: str,
     dynamodb: DynamoDB,
@@ -183,7 +181,7 @@ def test_a_page_of_another_site_is_refused_before_its_token_is_looked_at(
     ],
     ids=["allowed", "allowed with a port", "no browser", "no headers", "every site allowed"],
 )
-def test_an_allowed_page_and_a_client_that_is_no_browser_are_let_in(
+def test_an_allowed_page_and_a_client_that_is_not_a_browser_may_connect(
     allowed: tuple[str, ...],
     headers: dict[str, str] | None,
     dynamodb: DynamoDB,
@@ -196,7 +194,7 @@ def test_an_allowed_page_and_a_client_that_is_no_browser_are_let_in(
     assert connect.handler(handshake(token(), headers=headers), context)["statusCode"] == 200
 
 
-def test_an_hmac_token_is_refused_where_key_pairs_are_configured(
+def test_an_hmac_token_is_refused_if_key_pairs_are_configured(
     dynamodb: DynamoDB, context: Context, logs: Logs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unreachable = "http://127.0.0.1:9/jwks.json"
@@ -207,7 +205,7 @@ def test_an_hmac_token_is_refused_where_key_pairs_are_configured(
     assert dynamodb.rows("connections") == []
 
 
-def test_keys_that_cannot_be_read_fail_the_handshake_and_refuse_nobody(
+def test_a_handshake_fails_without_a_refusal_while_keys_cannot_be_read(
     dynamodb: DynamoDB, context: Context, logs: Logs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unreachable = Mock(verify=Mock(side_effect=KeysUnavailable("https://id.example.org: down")))
@@ -218,7 +216,7 @@ def test_keys_that_cannot_be_read_fail_the_handshake_and_refuse_nobody(
     assert dynamodb.rows("connections") == []
 
 
-def test_an_admitted_client_is_stored_until_its_time_to_live_ends(
+def test_a_connection_is_stored_until_its_time_to_live_ends(
     dynamodb: DynamoDB, context: Context, logs: Logs
 ) -> None:
     before = time.time()
@@ -244,21 +242,19 @@ def test_an_admitted_client_is_stored_until_its_time_to_live_ends(
     assert metrics["ConnectionsOpened"] == [1]
 
 
-def test_a_row_lives_no_longer_than_its_token(dynamodb: DynamoDB, context: Context, logs: Logs) -> None:
+def test_a_row_expires_with_its_token(dynamodb: DynamoDB, context: Context, logs: Logs) -> None:
     end = int(time.time()) + TTL - 500
     connect.handler(handshake(token(exp=end)), context)
     assert dynamodb.rows("connections")[0]["ttl"] == end
 
 
-def test_the_shelter_is_stored_for_those_who_belong_to_one(
-    dynamodb: DynamoDB, context: Context, logs: Logs
-) -> None:
+def test_the_shelter_of_a_user_is_stored(dynamodb: DynamoDB, context: Context, logs: Logs) -> None:
     dynamodb.add("users", ROW | {"shelterId": "s1"})
     connect.handler(handshake(token()), context)
     assert dynamodb.rows("connections")[0]["shelterId"] == "s1"
 
 
-def test_connections_spread_over_every_shard(dynamodb: DynamoDB, context: Context, logs: Logs) -> None:
+def test_connections_are_spread_over_all_shards(dynamodb: DynamoDB, context: Context, logs: Logs) -> None:
     for number in range(100):
         request = handshake(token())
         request["requestContext"]["connectionId"] = f"c{number}="
@@ -268,7 +264,7 @@ def test_connections_spread_over_every_shard(dynamodb: DynamoDB, context: Contex
     assert len(shards) == 100
 
 
-def test_the_subprotocol_selected_is_in_the_answer(context: Context, logs: Logs) -> None:
+def test_the_response_selects_the_subprotocol(context: Context, logs: Logs) -> None:
     request = event(kind="CONNECT", headers={"Sec-WebSocket-Protocol": f"muster, {token()}"})
     assert connect.handler(request, context) == {
         "statusCode": 200,
@@ -276,13 +272,13 @@ def test_the_subprotocol_selected_is_in_the_answer(context: Context, logs: Logs)
     }
 
 
-def test_the_user_is_read_as_it_is_now(dynamodb: DynamoDB, context: Context, logs: Logs) -> None:
+def test_the_user_is_read_consistently(dynamodb: DynamoDB, context: Context, logs: Logs) -> None:
     connect.handler(handshake(token()), context)
     assert [call["ConsistentRead"] for call in dynamodb.called("GetItem")] == [True]
 
 
 @pytest.mark.filterwarnings("ignore:No application metrics")
-def test_a_message_that_names_the_route_is_no_handshake(
+def test_a_message_with_the_routes_name_as_its_action_is_not_a_handshake(
     dynamodb: DynamoDB, context: Context, logs: Logs
 ) -> None:
     request = event({"action": "$connect"}, queryStringParameters={"Authorization": token()})
@@ -292,7 +288,7 @@ def test_a_message_that_names_the_route_is_no_handshake(
     assert dynamodb.calls == []
 
 
-def test_an_unexpected_failure_is_500_and_its_cause_is_in_the_log_only(
+def test_an_unexpected_failure_is_500_and_its_cause_is_only_logged(
     dynamodb: DynamoDB, context: Context, logs: Logs
 ) -> None:
     dynamodb.failing.add("GetItem")

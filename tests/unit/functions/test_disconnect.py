@@ -11,13 +11,13 @@ from tests.unit.functions.conftest import Logs
 
 @pytest.fixture(autouse=True)
 def wired(dynamodb: DynamoDB, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`disconnect` works with the fake table, which holds two connections."""
+    """Let `disconnect` use the fake table, with two connections."""
     connections = Connections(dynamodb.client, "connections")
     monkeypatch.setattr(disconnect, "connections", lambda: connections)
     dynamodb.add("connections", {"connectionId": "c1="}, {"connectionId": "c2="})
 
 
-def test_the_connection_that_closed_is_forgotten_and_no_other(
+def test_only_the_row_of_the_closed_connection_is_deleted(
     dynamodb: DynamoDB, context: Context, logs: Logs
 ) -> None:
     assert disconnect.handler(event(kind="DISCONNECT"), context) == {"statusCode": 200}
@@ -27,13 +27,13 @@ def test_the_connection_that_closed_is_forgotten_and_no_other(
     assert metrics["ConnectionsClosed"] == [1]
 
 
-def test_a_connection_that_is_unknown_is_no_error(dynamodb: DynamoDB, context: Context, logs: Logs) -> None:
+def test_an_unknown_connection_is_not_an_error(dynamodb: DynamoDB, context: Context, logs: Logs) -> None:
     for _ in range(2):
         assert disconnect.handler(event(kind="DISCONNECT"), context) == {"statusCode": 200}
 
 
 @pytest.mark.filterwarnings("ignore:No application metrics")
-def test_a_message_that_names_the_route_forgets_nothing(
+def test_a_message_with_the_routes_name_as_its_action_deletes_nothing(
     dynamodb: DynamoDB, context: Context, logs: Logs
 ) -> None:
     answer = disconnect.handler(event({"action": "$disconnect"}), context)

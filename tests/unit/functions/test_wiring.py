@@ -46,7 +46,7 @@ IMPORTS = "from functions import accept, connect, default, deliver, disconnect, 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """There is a region, and what a function keeps between events is forgotten before and after."""
+    """Set a region, and clear what functions keep between events before and after a test."""
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     kept: list[Any] = [clients.client, clients.session, *(built for built, _ in FUNCTIONS.values())]
     for cached in kept:
@@ -57,9 +57,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_function_builds_what_it_needs_from_its_environment_once(
-    function: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_function_builds_its_dependencies_once(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
     build, environment = FUNCTIONS[function]
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -67,7 +65,7 @@ def test_a_function_builds_what_it_needs_from_its_environment_once(
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_function_says_what_its_environment_misses(function: str) -> None:
+def test_a_function_reports_what_its_environment_misses(function: str) -> None:
     build, _ = FUNCTIONS[function]
     with pytest.raises(SettingsError, match="is not set"):
         build()
@@ -83,7 +81,7 @@ botocore.session.Session = None
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={}, check=True, timeout=30)
 
 
-def test_what_only_renewals_need_is_not_imported_before_one() -> None:
+def test_modules_for_renewals_are_imported_at_the_first_renewal() -> None:
     script = "import sys, functions.default; assert not {'jwt', 'cryptography'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={}, check=True, timeout=30)
 
@@ -113,7 +111,7 @@ assert clients.client.cache_info().currsize == made > 0
     subprocess.run(command, cwd=ROOT, env=environment | IN_LAMBDA, check=True, timeout=30)
 
 
-def test_an_initialisation_that_fails_leaves_it_to_the_event_to_say_why() -> None:
+def test_an_event_reports_the_error_of_a_failed_initialisation() -> None:
     script = f"""
 {IMPORTS}
 from functions.shared.errors import SettingsError
@@ -142,8 +140,8 @@ assert not {"botocore", "boto3", "aws_lambda_powertools", "aws_xray_sdk"} & (sys
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=30)
 
 
-def test_importing_the_functions_leaves_nothing_that_a_snapshot_could_not_carry() -> None:
-    """No thread, which a restored environment would miss, and no connection, whose peer has long hung up."""
+def test_importing_the_functions_leaves_nothing_that_a_snapshot_cannot_restore() -> None:
+    """No thread, which would not exist after a restore, and no connection, which would be closed."""
     script = f"""
 import gc, socket, threading
 {IMPORTS}
@@ -156,7 +154,7 @@ assert not [s for s in gc.get_objects() if isinstance(s, socket.socket) and s.ty
     subprocess.run(command, cwd=ROOT, env=environment | IN_LAMBDA, check=True, timeout=30)
 
 
-def test_two_environments_restored_from_one_snapshot_do_not_pause_for_the_same_time(
+def test_environments_restored_from_one_snapshot_wait_for_different_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hooks: list[Callable[[], None]] = []
@@ -175,7 +173,7 @@ def test_two_environments_restored_from_one_snapshot_do_not_pause_for_the_same_t
     assert len(set(pauses)) == 2
 
 
-def test_clients_are_shared_and_give_up_well_before_a_function_does() -> None:
+def test_clients_are_shared_and_time_out_before_a_function_does() -> None:
     made = clients.client("dynamodb")
     assert clients.client("dynamodb") is made
     config = made.meta.config

@@ -41,7 +41,7 @@ def test_a_target_expands_to_its_audience_keys_and_partitions(
     assert [f"{part['scope']} {part['value']}" for part in partitions(target, SHARDS)] == parts
 
 
-def test_a_query_projects_what_delivery_needs_and_passes_over_the_expired() -> None:
+def test_a_query_projects_what_delivery_needs_and_skips_expired_rows() -> None:
     assert queries({"roles": ["admin"]}) == {
         "role": {
             "IndexName": "RoleIndex",
@@ -75,7 +75,7 @@ Row = tuple[str, str, str | None, int]
 
 
 def meant(target: dict[str, Any], row: Row) -> bool:
-    """Whether a connection belongs to a target's audience, in the words of the contract."""
+    """Whether a connection belongs to the audience of a target, as the contract defines it."""
     user, role, shelter, ttl = row
     named = (
         "all" in target
@@ -87,7 +87,7 @@ def meant(target: dict[str, Any], row: Row) -> bool:
 
 
 def query_all(dynamodb: DynamoDB, target: dict[str, Any]) -> Counter[str]:
-    """How often each connection comes up in the queries of a target's partitions, run as the fan-out does."""
+    """How often the queries of a target's partitions find each connection, run as in the fan-out."""
     found: Counter[str] = Counter()
     by_scope = queries(target)
     for partition in partitions(target, SHARDS):
@@ -113,7 +113,7 @@ def test_every_connection_of_the_audience_is_in_exactly_one_partition(
     assert query_all(dynamodb, target) == expected
 
 
-def test_a_target_of_the_most_names_is_still_a_query_that_dynamodb_takes(dynamodb: DynamoDB) -> None:
+def test_dynamodb_accepts_the_query_of_a_target_with_the_most_names(dynamodb: DynamoDB) -> None:
     target = {
         "roles": [f"r{n}" for n in range(100)],
         "shelters": [f"s{n}" for n in range(100)],

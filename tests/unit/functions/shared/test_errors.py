@@ -1,4 +1,4 @@
-"""What is read out of AWS's errors."""
+"""Error codes of AWS."""
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
@@ -16,5 +16,5 @@ from functions.shared.errors import aws_code
         (EndpointConnectionError(endpoint_url="https://dynamodb"), ""),
     ],
 )
-def test_a_code_is_empty_where_aws_did_not_give_one(error: Exception, code: str) -> None:
+def test_the_code_is_empty_without_a_code_from_aws(error: Exception, code: str) -> None:
     assert aws_code(error) == code

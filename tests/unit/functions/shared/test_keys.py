@@ -1,4 +1,4 @@
-"""Where keys come from: what is accepted, how often it is read, and what is used while it cannot be read."""
+"""Key sources: what they accept, how often they are read, and which keys are used while they are down."""
 
 import json
 import threading
@@ -29,7 +29,7 @@ PEM = RSA.public_key().public_bytes(
 
 
 class Place:
-    """Where keys are read from: a version that can be replaced, and be down or slow."""
+    """A key source whose keys can be replaced, and that can be down or slow."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -96,7 +96,7 @@ def test_the_last_good_keys_are_used_while_their_source_is_down(place: Place, lo
     )
 
 
-def test_a_source_that_is_down_is_tried_again_after_a_pause_and_its_return_is_noticed(place: Place) -> None:
+def test_a_source_that_is_down_is_retried_after_a_pause_until_it_is_back(place: Place) -> None:
     place.key()
     place.problem = "it is down"
     place.now += keys.KEY_LIFETIME_SECONDS
@@ -121,7 +121,7 @@ def test_stale_keys_are_used_for_a_day_and_no_longer(place: Place) -> None:
         place.key()
 
 
-def test_an_error_that_nobody_foresaw_costs_neither_the_keys_nor_the_later_reads(place: Place) -> None:
+def test_an_unexpected_error_loses_neither_the_keys_nor_later_reads(place: Place) -> None:
     place.key()
     place.error = MemoryError("of a token: ey...")
     place.now += keys.KEY_LIFETIME_SECONDS
@@ -132,14 +132,14 @@ def test_an_error_that_nobody_foresaw_costs_neither_the_keys_nor_the_later_reads
     assert place.key() == "two"
 
 
-def test_keys_of_an_environment_that_slept_for_days_are_read_again_before_they_are_used(place: Place) -> None:
+def test_keys_of_an_environment_that_was_frozen_for_days_are_read_again_before_use(place: Place) -> None:
     place.key()
     place.version = "two"
     place.now += 3 * keys.STALE_SECONDS
     assert place.key() == "two"
 
 
-def test_newer_keys_are_asked_for_at_most_once_a_pause(place: Place) -> None:
+def test_newer_keys_are_read_at_most_once_per_pause(place: Place) -> None:
     place.key()
     place.version = "two"
     for _ in range(100):
@@ -150,7 +150,7 @@ def test_newer_keys_are_asked_for_at_most_once_a_pause(place: Place) -> None:
     assert place.reads == 2
 
 
-def test_without_any_keys_a_failure_is_remembered_for_a_second_only(place: Place) -> None:
+def test_without_keys_a_failed_read_is_retried_after_a_second(place: Place) -> None:
     place.problem = "it is down"
     for _ in range(100):
         with pytest.raises(KeysUnavailable, match="place: it is down"):
@@ -162,7 +162,7 @@ def test_without_any_keys_a_failure_is_remembered_for_a_second_only(place: Place
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_read_that_hangs_is_not_waited_for_and_its_result_is_used_when_it_comes(place: Place) -> None:
+def test_a_slow_read_times_out_and_its_result_is_used_later(place: Place) -> None:
     place.key()
     place.now += keys.KEY_LIFETIME_SECONDS
     place.version = "two"
@@ -178,7 +178,7 @@ def test_a_read_that_hangs_is_not_waited_for_and_its_result_is_used_when_it_come
 
 
 @pytest.mark.usefixtures("impatient")
-def test_without_any_keys_a_slow_read_is_waited_for_again_and_not_repeated(place: Place) -> None:
+def test_without_keys_a_slow_read_is_awaited_again_and_not_repeated(place: Place) -> None:
     place.answering.clear()
     for _ in range(3):
         with pytest.raises(KeysUnavailable, match="no answer within"):
@@ -220,9 +220,7 @@ def test_a_secret_is_its_text_or_its_bytes(stored: str | bytes, logs: Logs) -> N
     ],
     ids=["key-value", "key-value-bytes", "list", "empty", "no-bytes", "blank", "pem-bytes", "pem"],
 )
-def test_a_secret_in_another_form_is_no_key_and_the_error_names_the_cause(
-    stored: str | bytes, cause: str
-) -> None:
+def test_a_secret_that_is_not_a_key_is_an_error_with_the_cause(stored: str | bytes, cause: str) -> None:
     with pytest.raises(KeysUnavailable, match=cause) as unavailable:
         secret_key(stored)
     assert SECRET not in str(unavailable.value)
@@ -233,7 +231,7 @@ def test_a_secret_in_another_form_is_no_key_and_the_error_names_the_cause(
 @pytest.mark.parametrize(
     "stored", [SECRET + "\n", " " + SECRET, SECRET + "\r\n", (SECRET + "\n").encode(), json.dumps(SECRET)]
 )
-def test_white_space_and_quotation_marks_are_part_of_the_key_and_the_log_says_so_once(
+def test_white_space_and_quotation_marks_are_part_of_the_key_and_logged_once(
     stored: str | bytes, logs: Logs
 ) -> None:
     read = SharedSecret(SecretsManager(stored).client, "arn:secret")
@@ -245,13 +243,13 @@ def test_white_space_and_quotation_marks_are_part_of_the_key_and_the_log_says_so
     assert SECRET not in json.dumps(line)
 
 
-def test_random_bytes_that_end_in_white_space_are_nothing_to_warn_of(logs: Logs) -> None:
+def test_random_bytes_that_end_in_white_space_cause_no_warning(logs: Logs) -> None:
     stored = bytes(range(190, 254)) + b"\n"
     assert secret_key(stored) == stored
     assert logs() == []
 
 
-def test_a_secret_that_cannot_be_read_is_no_key() -> None:
+def test_a_secret_that_cannot_be_read_is_an_error() -> None:
     secrets = SecretsManager(SECRET)
     secrets.failing.add("GetSecretValue")
     with pytest.raises(KeysUnavailable, match="GetSecretValue"):
@@ -265,7 +263,7 @@ def found(jwks: Jwks, algorithm: str, key_id: str | None, *configured: str) -> A
     return PublicKeys(jwks.url, configured or ("RS256", "ES256"))()(algorithm, key_id)
 
 
-def test_keys_are_asked_for_under_a_name_of_ones_own(jwks: Jwks) -> None:
+def test_a_jwks_is_requested_with_musters_user_agent(jwks: Jwks) -> None:
     assert found(jwks, "RS256", "rsa").key_id == "rsa"
     assert jwks.requests[0]["user-agent"] == f"muster/{__version__}"
 
@@ -277,14 +275,14 @@ def test_a_key_without_an_id_is_for_tokens_without_one(jwks: Jwks) -> None:
     assert found(jwks, "ES256", None) is None
 
 
-def test_of_two_keys_without_an_id_neither_is_guessed(jwks: Jwks) -> None:
+def test_of_two_keys_without_an_id_neither_is_used(jwks: Jwks) -> None:
     other = rsa.generate_private_key(65537, 2048)
     jwks.publish(jwk(RSA, "RS256"), jwk(other, "RS256"), jwk(EC, "ES256"))
     assert found(jwks, "RS256", None) is None
     assert found(jwks, "ES256", None).key_type == "EC"
 
 
-def test_a_key_for_encryption_verifies_nothing_even_under_the_same_id(jwks: Jwks) -> None:
+def test_a_key_for_encryption_is_ignored_even_with_the_same_id(jwks: Jwks) -> None:
     other = rsa.generate_private_key(65537, 2048)
     jwks.publish(
         jwk(other, "RS256", kid="one", use="enc"),
@@ -295,7 +293,7 @@ def test_a_key_for_encryption_verifies_nothing_even_under_the_same_id(jwks: Jwks
     assert key.key.public_numbers() == RSA.public_key().public_numbers()
 
 
-def test_a_key_without_an_algorithm_serves_every_configured_one_of_its_type(jwks: Jwks) -> None:
+def test_a_key_without_an_algorithm_is_for_every_configured_one_of_its_type(jwks: Jwks) -> None:
     jwks.publish(jwk(RSA, "RS256", kid="rsa", alg=None, use=None))
     configured = ("RS256", "RS384", "ES256")
     for algorithm in ("RS256", "RS384"):
@@ -304,7 +302,7 @@ def test_a_key_without_an_algorithm_serves_every_configured_one_of_its_type(jwks
         found(jwks, "ES256", "rsa", *configured)
 
 
-def test_an_elliptic_key_serves_the_algorithm_of_its_curve_only(jwks: Jwks) -> None:
+def test_an_elliptic_key_is_only_for_the_algorithm_of_its_curve(jwks: Jwks) -> None:
     key = ec.generate_private_key(ec.SECP384R1())
     jwks.publish(jwk(key, "ES384", kid="ec", alg=None), jwk(RSA, "RS256", kid="rsa"))
     configured = ("RS256", "ES256", "ES384")
@@ -329,13 +327,13 @@ ODD_KEYS: list[Any] = [
 ]
 
 
-def test_keys_that_verify_nothing_hinder_no_other(jwks: Jwks) -> None:
+def test_unusable_keys_do_not_affect_others(jwks: Jwks) -> None:
     jwks.publish(*ODD_KEYS, jwk(RSA, "RS256", kid="good"), *ODD_KEYS)
     assert found(jwks, "RS256", "good").key_type == "RSA"
     assert found(jwks, "RS256", "rsa") is None
 
 
-def test_a_jwks_without_a_usable_key_says_what_is_missing(jwks: Jwks) -> None:
+def test_a_jwks_without_a_usable_key_is_an_error_with_the_algorithms(jwks: Jwks) -> None:
     jwks.publish(*ODD_KEYS)
     problem = f"none of the {len(ODD_KEYS)} keys verifies signatures by RS256, ES256"
     with pytest.raises(KeysUnavailable, match=problem):
@@ -356,14 +354,14 @@ def test_a_jwks_without_a_usable_key_says_what_is_missing(jwks: Jwks) -> None:
         b"[" * 100_000,
     ],
 )
-def test_an_answer_that_is_no_jwks_is_no_key(jwks: Jwks, body: bytes) -> None:
+def test_a_response_that_is_not_a_jwks_is_an_error(jwks: Jwks, body: bytes) -> None:
     jwks.body = body
     with pytest.raises(KeysUnavailable):
         PublicKeys(jwks.url, ("RS256",))()
 
 
 @pytest.mark.parametrize("status", [302, 403, 404, 500])
-def test_an_answer_other_than_200_is_no_key(jwks: Jwks, status: int) -> None:
+def test_a_response_other_than_200_is_an_error(jwks: Jwks, status: int) -> None:
     jwks.status = status
     with pytest.raises(KeysUnavailable, match=f"HTTP Error {status}"):
         PublicKeys(jwks.url, ("RS256",))()
@@ -381,7 +379,7 @@ odd_jwks = st.dictionaries(st.sampled_from(MEMBERS), WORDS | json_values, max_si
 
 @properties
 @given(st.lists(odd_jwks | json_values, max_size=4) | json_values)
-def test_no_jwks_whatever_does_anything_but_give_keys_or_none(listed: Any) -> None:
+def test_any_jwks_gives_keys_or_an_error(listed: Any) -> None:
     read = PublicKeys("https://id.example.org/jwks", ("RS256", "ES256"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jwt.PyJWKClient, "fetch_data", lambda self: {"keys": listed})

@@ -25,7 +25,7 @@ ENTROPY = st.binary(min_size=10, max_size=32)
 
 @properties
 @given(MILLISECONDS, ENTROPY)
-def test_a_uuid7_is_one_and_carries_its_time(milliseconds: int, entropy: bytes) -> None:
+def test_a_uuid7_is_valid_and_contains_its_time(milliseconds: int, entropy: bytes) -> None:
     identifier = UUID(uuid7(milliseconds / 1000, entropy))
     assert (identifier.version, identifier.variant) == (7, RFC_4122)
     # A float of seconds may round to the millisecond before.
@@ -45,14 +45,14 @@ def test_uuid7s_of_one_instant_differ_by_their_entropy() -> None:
     assert len({uuid7(NOW, bytes([n] * 10)) for n in range(256)}) == 256
 
 
-def test_an_execution_has_one_message_id_however_often_it_is_asked_for() -> None:
+def test_an_execution_always_has_the_same_message_id() -> None:
     first = message_id("arn:execution:a", NOW)
     assert message_id("arn:execution:a", NOW) == first
     assert message_id("arn:execution:b", NOW) != first
     assert id_time(first) == NOW
 
 
-def test_an_envelope_is_the_same_bytes_for_everybody() -> None:
+def test_an_envelope_has_its_fields_in_a_fixed_order() -> None:
     request: dict[str, Any] = {
         "type": "shelter_update",
         "shelterId": "s1",
@@ -66,13 +66,13 @@ def test_an_envelope_is_the_same_bytes_for_everybody() -> None:
     )
 
 
-def test_a_sender_who_gives_no_name_is_unnamed_and_only_shelter_updates_name_a_shelter() -> None:
+def test_a_sender_without_a_name_is_unnamed_and_only_shelter_updates_have_a_shelter() -> None:
     envelope = json.loads(messages.envelope({"type": "alert", "payload": {}}, "id-1", NOW))
     assert envelope["sender"] == {"service": "unnamed"}
     assert "shelterId" not in envelope
 
 
-def test_a_digest_covers_what_a_sender_says_and_nothing_else() -> None:
+def test_a_digest_covers_only_the_content() -> None:
     request: dict[str, Any] = {"type": "alert", "target": {"all": True}, "payload": {"b": 1, "a": "日本"}}
     digest = messages.digest(request)
     assert digest == messages.digest({**request, "payload": {"a": "日本", "b": 1}})
@@ -93,7 +93,7 @@ def test_a_digest_covers_what_a_sender_says_and_nothing_else() -> None:
     assert len({digest, *(messages.digest(request | change) for change in different)}) == 5
 
 
-def test_a_number_that_json_has_not_is_never_serialised() -> None:
+def test_a_number_that_json_does_not_have_is_an_error() -> None:
     with pytest.raises(ValueError, match="Out of range"):
         messages.serialise({"payload": float("inf")})
 
@@ -149,7 +149,7 @@ def test_resuming_yields_every_live_message_once_and_in_order_in_pages_that_fit(
     monkeypatch.setattr(messages, "RESUME_PAGE", limit)
     dynamodb.empty()
     dynamodb.page_size = page_size
-    # Spaced so that the overlap takes in two messages before the one last seen.
+    # With this spacing, the overlap includes two messages before the last seen one.
     spacing = RESUME_OVERLAP_SECONDS / 2.5
     ids = [uuid7(NOW + spacing * n, b"entropy...") for n in range(25)]
     for identifier, (audiences, size, ttl) in zip(ids, recorded, strict=False):
@@ -173,7 +173,7 @@ def test_resuming_yields_every_live_message_once_and_in_order_in_pages_that_fit(
         assert bytes_taken <= room or len(page.envelopes) == 1
 
 
-def test_without_a_shelter_no_shelters_messages_come(dynamodb: DynamoDB) -> None:
+def test_a_user_without_a_shelter_gets_no_messages_of_shelters(dynamodb: DynamoDB) -> None:
     identifier = uuid7(NOW, bytes(10))
     put(dynamodb, "shelter#s1", identifier)
     put(dynamodb, "shelter#None", identifier)
@@ -197,7 +197,7 @@ def test_a_short_overlap_before_the_last_id_seen_is_read_again(
 @properties
 @given(milliseconds=MILLISECONDS, entropy=ENTROPY)
 @example(milliseconds=0, entropy=bytes(10))
-def test_an_id_that_no_message_ever_had_resumes_like_any_other(
+def test_a_resume_works_after_an_id_that_no_message_has(
     milliseconds: int, entropy: bytes, dynamodb: DynamoDB
 ) -> None:
     put_at = 2.0**37
@@ -206,7 +206,7 @@ def test_an_id_that_no_message_ever_had_resumes_like_any_other(
     assert page == Page(["{}"] if milliseconds / 1000 < put_at + RESUME_OVERLAP_SECONDS else [], None)
 
 
-def test_pages_of_nothing_but_expired_rows_are_read_past(
+def test_pages_with_only_expired_rows_are_skipped(
     dynamodb: DynamoDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(messages, "RESUME_PAGE", 2)

@@ -57,7 +57,7 @@ def batch(*undelivered: dict[str, str], claim: str = "claim-1", **payload: Any) 
 
 
 def missed(user: str, connection: str | None = None, reason: str = "gone") -> dict[str, str]:
-    """An entry of an `offline-batch`: a connection that failed, or else an absent user."""
+    """An entry of an `offline-batch`: a failed connection, or an absent user."""
     if connection is None:
         return {"userId": user, "reason": "absent"}
     return {"userId": user, "reason": reason, "connectionId": connection}
@@ -74,18 +74,18 @@ def notifier(dynamodb: DynamoDB, sns: Sns) -> Notifier:
 
 @pytest.fixture
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were made, in seconds; none of them takes any time."""
+    """Replace `sleep`, and return the pauses in seconds."""
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     return pauses
 
 
-def test_a_users_connections_are_one_entry() -> None:
+def test_the_connections_of_a_user_are_one_entry() -> None:
     entries = [missed("u1", "c1"), missed("u2"), missed("u1", "c2", "failed")]
     assert missed_users(entries) == [Missed("u1", "gone", ["c1", "c2"]), Missed("u2", "absent", [])]
 
 
-def test_a_user_is_published_with_the_message_and_what_subscribers_filter_on(
+def test_a_notification_has_the_message_and_attributes_for_filters(
     notifier: Notifier, dynamodb: DynamoDB, sns: Sns
 ) -> None:
     dynamodb.add("users", {"userId": "u1", "email": "u1@example.org", "role": "resident", "shelterId": "s1"})
@@ -110,12 +110,12 @@ def test_a_user_is_published_with_the_message_and_what_subscribers_filter_on(
     assert [call["TopicArn"] for call in sns.called("PublishBatch")] == [TOPIC]
 
 
-def test_nobody_missed_is_nothing_to_do(notifier: Notifier, dynamodb: DynamoDB, sns: Sns) -> None:
+def test_without_missed_users_nothing_is_called(notifier: Notifier, dynamodb: DynamoDB, sns: Sns) -> None:
     assert notifier.notify(batch()) == Counts(0, 0)
     assert (dynamodb.calls, sns.calls) == ([], [])
 
 
-def test_a_user_with_another_live_connection_is_left_alone(
+def test_a_user_with_another_live_connection_is_not_notified(
     notifier: Notifier, dynamodb: DynamoDB, sns: Sns
 ) -> None:
     connect(dynamodb, "u1", "c1")
@@ -125,7 +125,7 @@ def test_a_user_with_another_live_connection_is_left_alone(
     assert sns.users == ["u2"]
 
 
-def test_a_connection_that_has_expired_is_no_other_connection(
+def test_an_expired_connection_is_not_a_live_connection(
     notifier: Notifier, dynamodb: DynamoDB, sns: Sns
 ) -> None:
     connect(dynamodb, "u1", "c2", ttl=int(time.time()) - 1)
@@ -133,7 +133,7 @@ def test_a_connection_that_has_expired_is_no_other_connection(
     assert sns.users == ["u1"]
 
 
-def test_an_absent_user_who_has_connected_since_is_left_alone(
+def test_an_absent_user_who_has_connected_since_is_not_notified(
     notifier: Notifier, dynamodb: DynamoDB, sns: Sns
 ) -> None:
     connect(dynamodb, "u1", "c1")
@@ -141,9 +141,7 @@ def test_an_absent_user_who_has_connected_since_is_left_alone(
     assert sns.published == []
 
 
-def test_another_connection_is_found_however_many_pages_it_takes(
-    notifier: Notifier, dynamodb: DynamoDB, sns: Sns
-) -> None:
+def test_another_connection_is_found_on_any_page(notifier: Notifier, dynamodb: DynamoDB, sns: Sns) -> None:
     dynamodb.page_size = 2
     for number in range(7):
         connect(dynamodb, "u1", f"c{number}")
@@ -172,7 +170,7 @@ def test_a_retry_publishes_after_a_failure_between_claim_and_publish(
     assert sns.users == ["u1"]
 
 
-def test_a_claim_that_the_table_does_not_take_is_not_mistaken_for_anothers(
+def test_a_failed_write_of_a_claim_is_not_another_claim(
     notifier: Notifier, dynamodb: DynamoDB, sns: Sns
 ) -> None:
     @contextmanager
@@ -194,7 +192,7 @@ def test_a_user_is_notified_of_each_message(notifier: Notifier, sns: Sns) -> Non
     assert sns.users == ["u1", "u1"]
 
 
-def test_the_ledger_is_kept_as_long_as_the_messages_and_no_client_reads_it(
+def test_claims_are_kept_as_long_as_messages_and_no_client_reads_them(
     notifier: Notifier, dynamodb: DynamoDB
 ) -> None:
     before = int(time.time())
@@ -209,18 +207,16 @@ def test_the_ledger_is_kept_as_long_as_the_messages_and_no_client_reads_it(
     }
 
 
-def test_the_ledger_of_one_message_is_spread_over_as_many_partitions_as_users(
-    notifier: Notifier, dynamodb: DynamoDB
-) -> None:
+def test_claims_of_a_message_have_one_partition_per_user(notifier: Notifier, dynamodb: DynamoDB) -> None:
     notifier.notify(batch(*(missed(f"u{n}", f"c{n}") for n in range(20))))
     assert len({row["audience"] for row in dynamodb.rows("messages")}) == 20
 
 
-# Several hand-overs at once
+# Concurrent notifications
 
 
 class Turns:
-    """Lets threads take their steps in a given order; a thread that has ended leaves out its turns."""
+    """Runs the steps of threads in a given order; the turns of a thread that has ended are skipped."""
 
     def __init__(self, order: Sequence[int]) -> None:
         self._order = list(order)
@@ -228,7 +224,7 @@ class Turns:
 
     @contextmanager
     def take(self, who: int) -> Iterator[None]:
-        """One step of a thread, when it is its turn; steps beyond the order are free."""
+        """Wait for the thread's turn; steps after the end of the order run at any time."""
         with self._changed:
             mine = self._changed.wait_for(lambda: who not in self._order or self._order[0] == who, timeout=5)
             assert mine, "the order cannot be kept"
@@ -245,7 +241,7 @@ class Turns:
 
 
 def interleave(dynamodb: DynamoDB, sns: Sns, batches: Sequence[dict[str, Any]], order: Sequence[int]) -> int:
-    """Hand over all batches at once, their steps at the table in this order; return how many users."""
+    """Notify all batches concurrently, their table calls in this order; return the number of users."""
     turns, offline_counts = Turns(order), [0] * len(batches)
 
     def run(who: int) -> None:
@@ -266,13 +262,13 @@ def interleave(dynamodb: DynamoDB, sns: Sns, batches: Sequence[dict[str, Any]], 
 
 
 STEPS = 3
-"""Calls of a hand-over until it has claimed its user: note the failed connections, look for others, claim."""
+"""Table calls until a user is claimed: add the failed connections, look for others, claim."""
 
 
 @pytest.mark.parametrize(
     "order", sorted(set(permutations([0, 1] * STEPS))), ids=lambda o: "".join(map(str, o))
 )
-def test_a_user_whose_connections_fail_on_two_pages_is_handed_over_once_in_any_interleaving(
+def test_a_user_whose_connections_fail_on_two_pages_is_notified_once_in_any_interleaving(
     dynamodb: DynamoDB, sns: Sns, order: Sequence[int]
 ) -> None:
     pages = [batch(missed("u1", f"c{n}"), claim=f"claim-{n}") for n in range(2)]
@@ -288,13 +284,13 @@ def test_a_user_whose_connections_fail_on_two_pages_is_handed_over_once_in_any_i
     connections=st.lists(st.sampled_from(["c0", "c1", "c2", "c3"]), min_size=3, max_size=3),
     deleted=st.sets(st.sampled_from(["c0", "c1", "c2"])),
 )
-def test_a_user_is_handed_over_once_if_no_connection_is_left_and_otherwise_not_at_all(
+def test_a_user_is_notified_once_if_no_connection_is_left_and_otherwise_not_at_all(
     order: list[int], connections: list[str], deleted: set[str], dynamodb: DynamoDB, sns: Sns
 ) -> None:
     dynamodb.empty()
     sns.published.clear()
     pages = [batch(missed("u1", name), claim=f"claim-{n}") for n, name in enumerate(connections)]
-    for name in {"c0", "c1", "c2", "c3"} - deleted:  # Deliver deletes the rows of some that were gone
+    for name in {"c0", "c1", "c2", "c3"} - deleted:  # rows of some gone connections are already deleted
         connect(dynamodb, "u1", name)
     left = {"c0", "c1", "c2", "c3"} - deleted - set(connections)
     assert interleave(dynamodb, sns, pages, order) == len(sns.users) == (0 if left else 1)
@@ -303,7 +299,7 @@ def test_a_user_is_handed_over_once_if_no_connection_is_left_and_otherwise_not_a
 # Publishing
 
 
-def test_a_batch_takes_ten_messages(notifier: Notifier, sns: Sns) -> None:
+def test_a_publish_batch_has_at_most_ten_messages(notifier: Notifier, sns: Sns) -> None:
     users = [missed(f"u{n}", f"c{n}") for n in range(23)]
     assert notifier.notify(batch(*users)) == Counts(23, 0)
     sizes = [len(call["PublishBatchRequestEntries"]) for call in sns.called("PublishBatch")]
@@ -311,16 +307,14 @@ def test_a_batch_takes_ten_messages(notifier: Notifier, sns: Sns) -> None:
     assert sns.users == [f"u{n}" for n in range(23)]
 
 
-def test_a_batch_takes_256_kib(notifier: Notifier, sns: Sns) -> None:
+def test_a_publish_batch_has_at_most_256_kib(notifier: Notifier, sns: Sns) -> None:
     users = [missed(f"u{n}", f"c{n}") for n in range(12)]
     assert notifier.notify(batch(*users, text="é" * 15_000)) == Counts(12, 0)
     sizes = [len(call["PublishBatchRequestEntries"]) for call in sns.called("PublishBatch")]
     assert sizes == [8, 4]
 
 
-def test_what_sns_refuses_is_published_again_and_nothing_else(
-    notifier: Notifier, sns: Sns, naps: list[float]
-) -> None:
+def test_only_refused_entries_are_published_again(notifier: Notifier, sns: Sns, naps: list[float]) -> None:
     sns.refuse = lambda call, entry: (
         (call == 1 and entry["Id"] in "1234") or (call == 2 and entry["Id"] == "3")
     )
@@ -333,7 +327,7 @@ def test_what_sns_refuses_is_published_again_and_nothing_else(
     assert naps[1] > naps[0] > 0
 
 
-def test_what_sns_keeps_refusing_is_counted(notifier: Notifier, sns: Sns, naps: list[float]) -> None:
+def test_entries_that_sns_keeps_refusing_are_counted(notifier: Notifier, sns: Sns, naps: list[float]) -> None:
     sns.refuse = lambda call, entry: entry["Id"] in {"3", "12"}
     users = [missed(f"u{n}", f"c{n}") for n in range(15)]
     assert notifier.notify(batch(*users)) == Counts(notified=13, failed=2)
@@ -343,17 +337,17 @@ def test_what_sns_keeps_refusing_is_counted(notifier: Notifier, sns: Sns, naps: 
     assert len(sns.users) == 13
 
 
-def test_pauses_are_as_long_for_a_whole_page_as_for_one(
+def test_pauses_do_not_grow_with_the_number_of_entries(
     notifier: Notifier, sns: Sns, naps: list[float]
 ) -> None:
-    """A page of 500 whom SNS refuses must not outlast the function: then they would be told twice."""
+    """If a page of 500 refused users took longer than the function has, its retry would notify them twice."""
     sns.refuse = lambda call, entry: True
     users = [missed(f"u{n}", f"c{n}") for n in range(60)]
     assert notifier.notify(batch(*users)) == Counts(notified=0, failed=60)
     assert sum(naps) < 2
 
 
-def test_profiles_are_read_however_many_users_and_unprocessed_keys_there_are(
+def test_profiles_are_read_in_several_calls_with_unprocessed_keys(
     notifier: Notifier, dynamodb: DynamoDB, sns: Sns
 ) -> None:
     dynamodb.batch_get_answers = 30
@@ -390,12 +384,12 @@ def test_the_function_answers_with_its_counts_and_logs_no_payload(
     assert "bridge" not in json.dumps([line, metrics])
 
 
-# Whose rows are deleted
+# Deleted rows
 
 
 @pytest.fixture
 def using(notifier: Notifier, dynamodb: DynamoDB) -> offline.Dependencies:
-    """What Offline works with; two connections of two users have rows."""
+    """The dependencies of Offline, with rows for two connections of two users."""
     for name in "gone", "other":
         connect(dynamodb, f"u-{name}", name)
     return offline.Dependencies(notifier=notifier, connections=Connections(dynamodb.client, "connections"))
@@ -405,7 +399,7 @@ def left(dynamodb: DynamoDB) -> list[str]:
     return [row["connectionId"] for row in dynamodb.rows("connections")]
 
 
-def test_the_rows_of_gone_connections_are_deleted_and_no_others(
+def test_only_the_rows_of_gone_connections_are_deleted(
     using: offline.Dependencies, dynamodb: DynamoDB
 ) -> None:
     given = batch(missed("u-gone", "gone"), missed("u-other", "other", "failed"), missed("nobody"))
@@ -413,10 +407,10 @@ def test_the_rows_of_gone_connections_are_deleted_and_no_others(
     assert left(dynamodb) == ["other"]
 
 
-def test_the_time_in_a_messages_id_decides_about_no_row(
+def test_rows_are_deleted_whatever_the_time_in_the_message_id(
     using: offline.Dependencies, dynamodb: DynamoDB
 ) -> None:
-    """A client makes the id: it may be years off."""
+    """A sender may make the id, and its clock may be wrong by years."""
     dynamodb.add(
         "connections", {"connectionId": "c", "userId": "u", "ttl": LATER, "connectedAt": iso(time.time())}
     )
@@ -425,7 +419,7 @@ def test_the_time_in_a_messages_id_decides_about_no_row(
         assert left(dynamodb) == rows
 
 
-def test_a_row_without_a_user_is_reported_and_leaves_the_others_alone(
+def test_a_row_without_a_user_is_logged_and_does_not_affect_others(
     using: offline.Dependencies, dynamodb: DynamoDB, sns: Sns, logs: Logs
 ) -> None:
     nameless = [
@@ -442,7 +436,7 @@ def test_a_row_without_a_user_is_reported_and_leaves_the_others_alone(
 def test_rows_of_gone_connections_are_kept_when_notifying_fails(
     using: offline.Dependencies, dynamodb: DynamoDB, sns: Sns
 ) -> None:
-    """Whoever repeats it finds in them whom to hand over."""
+    """A retry finds the users to notify by these rows."""
     sns.failing.add("PublishBatch")
     with pytest.raises(ClientError):
         offline.notify(batch(missed("u-gone", "gone")), using)
@@ -462,7 +456,7 @@ def test_a_row_that_cannot_be_deleted_is_logged_and_the_users_stay_notified(
     )
 
 
-def test_a_table_that_stalls_does_not_have_the_users_handed_over_again(
+def test_a_table_that_stalls_does_not_time_out_the_function(
     using: offline.Dependencies, dynamodb: DynamoDB, logs: Logs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over = threading.Event()

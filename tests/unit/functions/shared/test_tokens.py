@@ -38,7 +38,7 @@ RSA_PEM = RSA.public_key().public_bytes(
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -62,7 +62,7 @@ def hmac_verifier(*algorithms: str, secret: str = SECRET) -> Verifier:
 
 
 def refusal(verifier: Verifier, presented: str) -> str:
-    """Why a token is refused; in no form does the refusal hold any of it."""
+    """The reason for which a token is refused. The refusal contains no part of the token."""
     with pytest.raises(TokenRefused) as refused:
         verifier.verify(presented)
     shown = [str(refused.value), repr(refused.value), json.dumps(reply(refused.value, None))]
@@ -128,7 +128,7 @@ OTHERS = [
 
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("place", ["query", "Authorization"])
-def test_credentials_of_another_scheme_do_not_hide_the_token(place: str, other: str) -> None:
+def test_credentials_of_another_scheme_are_ignored(place: str, other: str) -> None:
     in_subprotocols = arriving(place, other)
     in_subprotocols.setdefault("headers", {})["sec-websocket-protocol"] = "muster, a.b.c"
     assert find(in_subprotocols) == Offer("a.b.c", "muster")
@@ -136,7 +136,7 @@ def test_credentials_of_another_scheme_do_not_hide_the_token(place: str, other: 
         assert find(arriving(place, other) | {"headers": {"authorization": "Bearer a.b.c"}}).token == "a.b.c"
 
 
-def test_of_several_tokens_the_query_goes_before_the_header_and_the_header_before_the_subprotocols() -> None:
+def test_the_query_takes_precedence_over_the_header_and_the_header_over_the_subprotocols() -> None:
     event = {
         "queryStringParameters": {"Authorization": "q.u.e"},
         "headers": {"Authorization": "Bearer h.e.a", "Sec-WebSocket-Protocol": "muster, s.u.b"},
@@ -146,8 +146,8 @@ def test_of_several_tokens_the_query_goes_before_the_header_and_the_header_befor
     assert find(event).token == "h.e.a"
 
 
-def test_every_value_of_a_header_that_comes_several_times_is_looked_at() -> None:
-    """Beside `headers`, which has the last value, API Gateway sends `multiValueHeaders`, which has all."""
+def test_every_value_of_a_repeated_header_is_read() -> None:
+    """API Gateway sends the last value in `headers` and all values in `multiValueHeaders`."""
     headers = {"Authorization": ["Bearer a.b.c", "Basic eA=="], "Sec-WebSocket-Protocol": ["x", "muster"]}
     last = {name: values[-1] for name, values in headers.items()}
     assert find({"headers": last, "multiValueHeaders": headers}) == Offer("a.b.c", "muster")
@@ -179,7 +179,7 @@ def test_an_event_without_a_token_is_refused(event: dict[str, Any], reason: str)
 # Verifying
 
 
-def test_a_good_token_gives_its_user_and_its_end() -> None:
+def test_a_valid_token_gives_its_user_and_expiry() -> None:
     end = int(time.time()) + 60
     assert hmac_verifier().verify(token("u7", exp=end)) == Claims("u7", end)
 
@@ -237,12 +237,12 @@ def test_a_good_token_gives_its_user_and_its_end() -> None:
         "alg-not-configured",
     ],
 )
-def test_a_token_that_does_not_hold_is_refused_for_its_reason(presented: str, reason: str) -> None:
+def test_an_invalid_token_is_refused_with_its_reason(presented: str, reason: str) -> None:
     assert refusal(hmac_verifier("HS256"), presented) == reason
 
 
 def outcome(verifier: Verifier, presented: str) -> Claims | TokenRefused | KeysUnavailable:
-    """What `verify` returns, or raises of what it may raise."""
+    """What `verify` returns or raises, which must be one of its documented errors."""
     try:
         return verifier.verify(presented)
     except (TokenRefused, KeysUnavailable) as error:
@@ -250,7 +250,7 @@ def outcome(verifier: Verifier, presented: str) -> Claims | TokenRefused | KeysU
 
 
 def whole(claims: Any) -> bool:
-    """Whether these are claims that hold now and that a row can be made of."""
+    """Whether these claims are valid now, with a user id that a row may have."""
     return (
         isinstance(claims, Claims)
         and isinstance(claims.user_id, str)
@@ -277,7 +277,7 @@ NUMBERS = [True, False, -1, 1e308, 10**400, float("nan"), float("inf"), float("-
 
 @pytest.mark.parametrize("value", NUMBERS, ids=repr)
 @pytest.mark.parametrize("claim", ["exp", "iat", "nbf"])
-def test_a_time_of_an_odd_type_is_a_refusal_or_a_whole_number(claim: str, value: Any) -> None:
+def test_a_time_of_another_type_is_refused_or_a_whole_number(claim: str, value: Any) -> None:
     claims = outcome(hmac_verifier(), hand_made({claim: value}))
     if isinstance(claims, TokenRefused):
         assert claims.reason in {"claims", "malformed", "expired"}
@@ -287,7 +287,7 @@ def test_a_time_of_an_odd_type_is_a_refusal_or_a_whole_number(claim: str, value:
 
 @pytest.mark.parametrize("value", [7, 1.5, True, [], ["u1"], {"id": "u1"}, ""], ids=repr)
 @pytest.mark.parametrize("claim", ["sub", "iss", "aud"])
-def test_a_name_of_an_odd_type_is_refused(claim: str, value: Any) -> None:
+def test_a_name_of_another_type_is_refused(claim: str, value: Any) -> None:
     assert refusal(hmac_verifier(), hand_made({claim: value})) == "claims"
 
 
@@ -296,7 +296,7 @@ def test_one_of_several_audiences_is_enough() -> None:
     assert refusal(hmac_verifier(), token(aud=["another", 7, AUDIENCE])) == "claims"
 
 
-def test_every_exception_of_pyjwt_about_a_token_has_its_reason() -> None:
+def test_every_exception_of_pyjwt_has_a_reason() -> None:
     about_tokens = {
         kind
         for kind in vars(exceptions).values()
@@ -311,7 +311,7 @@ def encoded(content: bytes) -> str:
 
 
 def signed(header: str, body: str) -> str:
-    """A token of any text, rightly signed: more than PyJWT would sign."""
+    """A correctly signed token of any text, also of text that PyJWT would not sign."""
     signing_input = f"{encoded(header.encode())}.{encoded(body.encode())}"
     return f"{signing_input}.{encoded(hmac.digest(SECRET.encode(), signing_input.encode(), hashlib.sha256))}"
 
@@ -347,7 +347,7 @@ hostile = st.one_of(
 
 @pytest.fixture(scope="module")
 def verifiers() -> Iterator[list[Verifier]]:
-    """With a secret, with public keys, and with neither."""
+    """Verifiers with a secret, with public keys, and without keys."""
     away = SecretsManager(SECRET)
     away.failing.add("GetSecretValue")
     with Jwks.serving() as server:
@@ -360,7 +360,7 @@ def verifiers() -> Iterator[list[Verifier]]:
 
 @properties
 @given(presented=hostile)
-def test_a_hostile_token_is_verified_or_refused_and_shows_in_no_text(
+def test_a_hostile_token_is_verified_or_refused_and_is_in_no_text(
     presented: str, verifiers: list[Verifier], logs: Logs
 ) -> None:
     for verifier in verifiers:
@@ -375,7 +375,7 @@ def test_a_hostile_token_is_verified_or_refused_and_shows_in_no_text(
 @properties
 @given(presented=hostile.filter(lambda text: text.isprintable()))
 @example(presented="00000000")
-def test_a_hostile_token_shows_in_no_answer_or_log_of_a_handshake_or_renewal(
+def test_a_hostile_token_is_in_no_response_and_no_log(
     presented: str, verifiers: list[Verifier], logs: Logs
 ) -> None:
     connection = Connection("c1=", "another user", "resident", None, "2026-01-01T00:00:00.000Z", 0)
@@ -393,7 +393,7 @@ def test_a_hostile_token_shows_in_no_answer_or_log_of_a_handshake_or_renewal(
         renewing.connections.touch.return_value = connection
         frame = json.dumps({"action": "renew", "token": presented})
         assert not leaks(presented, json.dumps(default.respond(frame, "c1=", renewing)))
-    # Neither a user's id nor the account in the function's ARN is the token's, even where the two agree.
+    # A user's id or the account in the function's ARN may be equal to a part of the token.
     others = ("userId", "function_arn")
     written = [{name: value for name, value in line.items() if name not in others} for line in logs()]
     assert not leaks(presented, json.dumps(written))
@@ -417,7 +417,7 @@ for presented in json.loads(sys.argv[1]):
 """
 
 
-def test_no_trace_holds_any_of_a_token() -> None:
+def test_no_trace_contains_a_part_of_a_token() -> None:
     presented = [token(key="another secret, as long as HS256 asks for"), token(exp=1), hand_made({"sub": 7})]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as daemon:
         daemon.bind(("127.0.0.1", 0))
@@ -451,7 +451,7 @@ def test_an_hmac_keyed_with_the_public_key_is_refused_before_any_key_is_fetched(
     header = base64.urlsafe_b64encode(b'{"alg":"HS256","kid":"rsa","typ":"JWT"}').rstrip(b"=")
     body = token().split(".")[1].encode()
     key = jwt.get_algorithm_by_name("HS256")
-    # PyJWT would refuse to make this token, so it is put together by hand.
+    # PyJWT refuses to sign this token, so it is assembled by hand.
     signature = base64.urlsafe_b64encode(key.sign(header + b"." + body, RSA_PEM)).rstrip(b"=")
     forged = b".".join([header, body, signature]).decode()
     assert jwt.decode(forged, options={"verify_signature": False})["sub"] == "u1"
@@ -470,7 +470,7 @@ def test_an_hmac_keyed_with_the_public_key_is_refused_before_any_key_is_fetched(
     ],
     ids=["key-of-the-other-family", "other-key", "unknown-kid", "no-kid", "alg-not-configured"],
 )
-def test_a_key_pair_token_that_does_not_hold_is_refused(jwks: Jwks, presented: str, reason: str) -> None:
+def test_an_invalid_key_pair_token_is_refused(jwks: Jwks, presented: str, reason: str) -> None:
     assert refusal(Verifier(settings("RS256", "ES256", jwks_url=jwks.url), None), presented) == reason
 
 
@@ -482,7 +482,7 @@ def test_a_token_without_a_key_id_is_verified_with_the_only_key_that_has_none(jw
     assert refusal(verifier, token("u1", EC, "ES256")) == "key"
 
 
-def test_a_key_that_names_no_algorithm_verifies_each_that_is_configured(jwks: Jwks) -> None:
+def test_a_key_without_an_algorithm_verifies_each_configured_one(jwks: Jwks) -> None:
     jwks.publish(jwk(RSA, "RS256", kid="rsa", alg=None))
     verifier = Verifier(settings("RS256", "RS512", jwks_url=jwks.url), None)
     for algorithm in ("RS256", "RS512"):
@@ -497,7 +497,7 @@ def test_a_key_for_another_purpose_or_algorithm_verifies_nothing(jwks: Jwks, cha
     assert refusal(verifier, token(key=RSA, algorithm="RS256", kid="rsa")) == "key"
 
 
-def test_a_storm_of_unknown_key_ids_costs_two_reads_a_minute(jwks: Jwks) -> None:
+def test_many_unknown_key_ids_cause_two_reads_a_minute(jwks: Jwks) -> None:
     clock = Clock()
     verifier = Verifier(settings("RS256", jwks_url=jwks.url), None, clock)
     for number in range(120):
@@ -517,7 +517,7 @@ def test_a_key_that_was_just_published_is_found_within_the_pause(jwks: Jwks) -> 
     assert verifier.verify(token(key=other, algorithm="RS256", kid="new")).user_id == "u1"
 
 
-def test_unreachable_keys_refuse_nobody_and_say_so() -> None:
+def test_unreachable_keys_are_an_error_and_not_a_refusal() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # and never listens
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/jwks.json"
@@ -528,7 +528,7 @@ def test_unreachable_keys_refuse_nobody_and_say_so() -> None:
 
 @pytest.fixture
 def stale_key_ages(monkeypatch: pytest.MonkeyPatch) -> Mock:
-    """The calls that count stale keys."""
+    """The metric calls about stale keys."""
     counted = Mock()
     monkeypatch.setattr(metrics, "add_metric", counted)
     return counted
@@ -625,7 +625,7 @@ def test_a_secret_that_is_stored_as_bytes_verifies() -> None:
     assert Verifier(settings("HS256"), SecretsManager(SECRET.encode()).client).verify(token()).user_id == "u1"
 
 
-def test_a_secret_that_is_no_key_fails_instead_of_refusing_for_ever() -> None:
+def test_a_secret_that_is_not_a_key_is_an_error_and_not_a_refusal() -> None:
     verifier = Verifier(settings("HS256"), SecretsManager(json.dumps({"key": SECRET})).client)
     with pytest.raises(KeysUnavailable, match="JSON"):
         verifier.verify(token())

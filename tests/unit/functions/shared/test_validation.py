@@ -49,7 +49,7 @@ def faults(schema: str, instance: Any) -> dict[str, Fault]:
 
 
 def nested(levels: int, kind: type = dict) -> Any:
-    """That many objects or arrays, one in the other."""
+    """This number of nested objects or arrays."""
     value: Any = kind()
     for _ in range(levels - 1):
         value = {"n": value} if kind is dict else [value]
@@ -144,7 +144,7 @@ def test_each_kind_of_fault_is_named_by_its_place_with_its_fix(
     assert fix is None or found[pointer].fix == fix
 
 
-def test_what_follows_its_schema_passes() -> None:
+def test_a_valid_message_passes() -> None:
     validate("broadcast", REQUEST | {"id": ID, "offline": "never", "sender": {"service": "alarms"}})
     validate("client-alert", ALERT | {"id": "a-1_B"})
 
@@ -166,7 +166,7 @@ def test_pointers_escape_tildes_and_slashes_as_rfc_6901_does() -> None:
     assert list(faults("client-ping", {"action": "ping", "a/b~c": 1, "~1": 2})) == ["/a~1b~0c", "/~01"]
 
 
-def test_a_hopeless_input_is_answered_within_one_frame() -> None:
+def test_the_faults_of_a_hostile_input_fit_into_one_frame() -> None:
     hopeless = {"action": "ping"} | {f"{n}" + "\0" * 1500: n for n in range(20)}
     unwieldy = {"action": "ping"} | {f"{n:02}" + "\0" * 197: n for n in range(30)}
     for instance in (
@@ -196,14 +196,14 @@ def test_a_payload_nests_up_to_the_limit_and_no_deeper(kind: type) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * 32_000, '{"a":' * 6_000])
-def test_text_that_nests_however_deep_is_refused(text: str) -> None:
+def test_text_of_any_depth_is_rejected(text: str) -> None:
     with pytest.raises(InvalidJson):
         parse_object(text)
 
 
-def test_nesting_that_the_parser_cannot_follow_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nesting_beyond_the_parsers_limit_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def give_up(*_: Any, **__: Any) -> Any:
-        raise RecursionError  # how deep it follows depends on the interpreter
+        raise RecursionError  # the limit depends on the interpreter
 
     monkeypatch.setattr(json, "loads", give_up)
     with pytest.raises(InvalidJson) as refusal:
@@ -211,7 +211,7 @@ def test_nesting_that_the_parser_cannot_follow_is_a_fault(monkeypatch: pytest.Mo
     assert refusal.value.faults[0].problem == f"nests more than {MAX_DEPTH} levels deep"
 
 
-def test_an_instance_that_nests_however_deep_is_refused() -> None:
+def test_an_instance_of_any_depth_is_rejected() -> None:
     (fault,) = faults("client-alert", ALERT | {"payload": nested(100_000)}).values()
     assert fault.problem == f"nests more than {MAX_DEPTH} levels deep"
 
@@ -228,22 +228,22 @@ def test_an_instance_that_nests_however_deep_is_refused() -> None:
         (-MAX_INTEGER - 1, "/payload/x"),
     ],
 )
-def test_a_value_that_cannot_be_passed_on_as_it_is_is_named(bad: Any, pointer: str) -> None:
+def test_a_value_that_cannot_be_sent_on_is_a_fault(bad: Any, pointer: str) -> None:
     found = faults("client-alert", ALERT | {"payload": {"w": True, "x": bad, "z": "\U0001f30d"}})
     assert next(iter(found)) == pointer
 
 
-def test_integers_up_to_what_every_reader_keeps_pass() -> None:
+def test_integers_that_every_parser_keeps_pass() -> None:
     validate("client-alert", ALERT | {"payload": {"x": [MAX_INTEGER, -MAX_INTEGER, 0, True, 1e300]}})
 
 
-def test_every_value_that_cannot_be_passed_on_is_named_at_once() -> None:
+def test_all_values_that_cannot_be_sent_on_are_reported_at_once() -> None:
     payload = {"a": [float("inf"), 1, "\ud800"], "b": {"c": 2**60}, "d": nested(MAX_DEPTH + 1)}
     pointers = ["/payload/a/0", "/payload/a/2", "/payload/b/c", "/payload/d" + "/n" * (MAX_DEPTH - 1)]
     assert list(faults("client-alert", ALERT | {"payload": payload})) == pointers
 
 
-def test_an_input_of_more_values_than_a_message_has_room_for_is_too_large() -> None:
+def test_an_input_with_too_many_values_is_too_large() -> None:
     validate("client-alert", ALERT | {"payload": {"a": [0] * (MAX_VALUES - 5)}})
     with pytest.raises(TooLarge):
         validate("client-alert", ALERT | {"payload": {"a": [0] * (MAX_VALUES - 4)}})
@@ -264,7 +264,7 @@ def test_an_input_of_more_values_than_a_message_has_room_for_is_too_large() -> N
         ('{"\\ud800": 1, "\\ud800": 1}', 'names "\\ud800" twice in one object'),
     ],
 )
-def test_text_that_is_no_json_object_is_refused_with_the_place(text: str, problem: str) -> None:
+def test_text_that_is_not_a_json_object_is_rejected_with_the_position(text: str, problem: str) -> None:
     with pytest.raises(InvalidJson) as refusal:
         parse_object(text)
     (fault,) = refusal.value.faults
@@ -292,7 +292,7 @@ FIELDS = ["action", "id", "token", "target", "payload", "after", "cursor", "shel
     schema=st.sampled_from(["ping", "renew", "alert", "broadcast", "shelter-update", "resume"]),
     instance=st.dictionaries(st.sampled_from(FIELDS), VALUES, min_size=1),
 )
-def test_no_fault_repeats_a_value_that_was_sent(schema: str, instance: dict[str, Any]) -> None:
+def test_no_fault_contains_a_value_that_was_sent(schema: str, instance: dict[str, Any]) -> None:
     with pytest.raises(InvalidMessage) as refusal:
         validate(f"client-{schema}", instance)
     shown = json.dumps([str(fault) for fault in refusal.value.faults]) + str(refusal.value)
@@ -300,14 +300,14 @@ def test_no_fault_repeats_a_value_that_was_sent(schema: str, instance: dict[str,
     assert "1" + "0" * 19 not in shown
 
 
-def test_an_integer_of_however_many_digits_is_named() -> None:
+def test_an_integer_with_any_number_of_digits_is_a_fault() -> None:
     frame = parse_object('{"action":"alert","target":{"all":true},"payload":{"n":-' + "1" * 30_000 + "}}")
     (pointer,) = faults("client-alert", frame)
     assert pointer == "/payload/n"
 
 
 def test_faults_with_long_fixes_still_fit_one_frame() -> None:
-    """The fix for an unknown role names those that exist: up to 2,400 characters of them."""
+    """The fix for an unknown role lists all roles, up to 2,400 characters."""
     refusal = InvalidMessage(
         faults=listed(Fault(f"/target/roles/{n}", "is unknown", "x" * 2_400) for n in range(100))
     )
@@ -316,11 +316,11 @@ def test_faults_with_long_fixes_still_fit_one_frame() -> None:
 
 
 FRAME_CPU_SECONDS = 0.05
-"""What any frame may cost on a free processor; tests allow twice as much."""
+"""The limit for any frame on an idle processor; tests allow twice as much."""
 
 
 def verdict(schema: str, frame: Any) -> MusterError | None:
-    """The refusal of a frame, as text or parsed, if it is refused."""
+    """The error for a frame, given as text or parsed, or None."""
     try:
         validate(schema, parse_object(frame) if isinstance(frame, str) else frame)
     except MusterError as refusal:
@@ -332,7 +332,7 @@ def verdict(schema: str, frame: Any) -> MusterError | None:
 @given(hostile('{"action":"alert",'))
 @example(Hostile('{"action":"alert","payload":{},"target":{"users":["a",', ("{n}",), "]}}"))
 @example(Hostile('{"action":"alert","payload":{},"target":{"users":["a",', ("[{n}]",), "]}}"))
-def test_any_frame_is_judged_in_50_ms_and_in_a_few_times_its_memory(frame: Hostile) -> None:
+def test_any_frame_is_validated_within_50_ms_and_a_few_times_its_memory(frame: Hostile) -> None:
     text = frame.text()
     assert FRAME_BYTES - 1_000 < len(text.encode()) <= FRAME_BYTES
     refusal = verdict("client-alert", text)
@@ -341,7 +341,7 @@ def test_any_frame_is_judged_in_50_ms_and_in_a_few_times_its_memory(frame: Hosti
     assert taken < 2 * FRAME_CPU_SECONDS
     if not isinstance(refusal, InvalidJson):
         parsed = parse_object(text)
-        # Beside the parsed frame, which takes Python up to 45 times its text.
+        # Without the parsed frame, which takes up to 45 times the memory of its text.
         assert peak_bytes(lambda: verdict("client-alert", parsed)) < 8 * FRAME_BYTES
 
 
@@ -366,8 +366,8 @@ ID_TEXT = st.text(
 @example('"' * 65)
 @example("x" * 128)
 @example("x" * 129)
-def test_the_rule_for_ids_is_that_of_the_schemas_in_bytes(text: str) -> None:
-    """`$connect` holds rows to the rule without jsonschema, whose import would slow every cold start."""
+def test_the_rule_for_ids_is_that_of_the_schemas(text: str) -> None:
+    """`$connect` checks ids without jsonschema, whose import would slow every cold start."""
     try:
         validate("target", {"users": [text], "shelters": [text]})
         well_formed = True
@@ -383,7 +383,7 @@ def test_the_rule_for_ids_is_that_of_the_schemas_in_bytes(text: str) -> None:
 
 
 def test_only_lists_of_strings_must_be_unique() -> None:
-    """Others are not compared."""
+    """Items of other types are not compared."""
 
     def lists(node: Any) -> Iterator[dict[str, Any]]:
         if isinstance(node, dict):
