@@ -1,4 +1,4 @@
-"""Whole broadcasts, through the real state machines and code, while everything they call fails in turn."""
+"""Whole broadcasts through the real state machines and functions, while their calls fail in turn."""
 
 import random
 import time
@@ -22,7 +22,7 @@ from functions.shared.messages import uuid7
 from functions.shared.posting import gateway
 from tests.support.functions import shorten_timeouts
 from tests.support.gateways import outcome_of
-from tests.support.machines import ALWAYS, CALLS, Json, Machines, Trouble
+from tests.support.machines import ALWAYS, CALLS, Failures, Json, Machines
 from tests.support.proxy import (
     BROKEN,
     CUT,
@@ -51,7 +51,7 @@ FATES = st.lists(st.sampled_from(ACTS), min_size=1, max_size=3)
 POLICIES = st.sampled_from(["fallback"] * 4 + ["always", "never"])
 SMALLEST_PAGE = 4
 SIZES = st.tuples(st.integers(SMALLEST_PAGE, 9), st.integers(1, 4))
-"""Connections in a page, and in a batch."""
+"""Connections per page and per batch."""
 
 TARGETS = st.just({"all": True}) | st.fixed_dictionaries(
     {},
@@ -61,7 +61,7 @@ TARGETS = st.just({"all": True}) | st.fixed_dictionaries(
     },
 ).filter(bool)
 
-TROUBLES = st.dictionaries(
+FAILURES = st.dictionaries(
     st.sampled_from(list(CALLS)),
     st.sets(st.integers(0, 4), min_size=1, max_size=4) | st.just(ALWAYS),
     min_size=1,
@@ -71,7 +71,7 @@ TROUBLES = st.dictionaries(
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody who may be told: the same role and shelter on each of their connections."""
+    """A user, whose connections all have the same role and shelter."""
 
     user_id: str
     role: str
@@ -94,7 +94,7 @@ class Person:
 
 
 class Broadcasts(RuleBasedStateMachine):
-    """People connect and vanish, their connections fail in ever new ways, and broadcasts go out meanwhile."""
+    """Users connect, their connections fail or expire, and broadcasts are sent, in random order."""
 
     def __init__(self, proxy: FaultProxy) -> None:
         super().__init__()
@@ -142,18 +142,18 @@ class Broadcasts(RuleBasedStateMachine):
     def broadcast(self, audience: Json, offline: str, sizes: tuple[int, int]) -> None:
         self._broadcast(audience, offline, {}, sizes)
 
-    @rule(audience=TARGETS, offline=POLICIES, sizes=SIZES, trouble=TROUBLES)
-    def broadcast_in_trouble(
-        self, audience: Json, offline: str, sizes: tuple[int, int], trouble: dict[str, Any]
+    @rule(audience=TARGETS, offline=POLICIES, sizes=SIZES, failures=FAILURES)
+    def broadcast_with_failures(
+        self, audience: Json, offline: str, sizes: tuple[int, int], failures: dict[str, Any]
     ) -> None:
-        # A record that fails four times in a row is another story: nothing is sent, and the execution fails.
-        bearable = {what: calls for what, calls in trouble.items() if what != "record" or len(calls) < 4}
+        # If recording fails four times, the execution fails and nothing is sent: another test has this case.
+        bearable = {what: calls for what, calls in failures.items() if what != "record" or len(calls) < 4}
         self._broadcast(audience, offline, bearable, sizes)
 
     # ----
 
     def _connect(self, person: Person, fate: list[Act], young: bool) -> None:
-        # An age below 0 stays that of a handshake, however long the example takes.
+        # With a negative age, the connection stays in its handshake however long the example takes.
         connection_id = self.machines.connect(
             person.user_id, person.role, person.shelter_id, age=-3600 if young else 600
         )
@@ -165,7 +165,7 @@ class Broadcasts(RuleBasedStateMachine):
     def _fate(self, connection_id: str, fate: list[Act]) -> None:
         self.fates[connection_id] = fate
 
-    def _broadcast(self, target: Json, offline: str, trouble: Trouble, sizes: tuple[int, int]) -> None:
+    def _broadcast(self, target: Json, offline: str, failures: Failures, sizes: tuple[int, int]) -> None:
         self.machines.size(*sizes)
         before = self._live()
         strangers = [Person(name, "", None) for name in NAMES[len(self.people) :]]
@@ -174,13 +174,13 @@ class Broadcasts(RuleBasedStateMachine):
         audience = [name for name in before if self.owner[name] in meant]
         self.proxy.reset(Script(self.fates))
 
-        receipt = self.machines.broadcast(target, offline=offline, trouble=trouble)
+        receipt = self.machines.broadcast(target, offline=offline, failures=failures)
 
-        told = self.machines.told(receipt["id"])
+        published = self.machines.notifications(receipt["id"])
         reported = {name: self.machines.reported.get(name, "failed") for name in audience}
         reached = {self.owner[name] for name, outcome in reported.items() if outcome == "delivered"}
 
-        # Whatever happened, the message waits for everybody who is meant, and the receipt adds up.
+        # In any case, the message is queued for every user of the target.
         self.said.append((receipt["id"], target))
         for person in self.people:
             waiting = self.machines.resumed(person.user_id, person.role, person.shelter_id)
@@ -188,46 +188,48 @@ class Broadcasts(RuleBasedStateMachine):
                 identifier for identifier, meant_for in self.said if person.meant_by(meant_for)
             ]
         assert set(self.machines.reported) <= set(audience)
-        if offline != "never" and "publish" not in trouble:
-            assert sorted(map(str, told.partitions)) == sorted(map(str, receipt["unreached"]))
+        if offline != "never" and "publish" not in failures:
+            assert sorted(map(str, published.partitions)) == sorted(map(str, receipt["unreached"]))
         if not receipt["unreached"]:
             counts = {kind: list(reported.values()).count(kind) for kind in ("delivered", "gone", "failed")}
             assert {kind: receipt[kind] for kind in counts} == counts
             assert receipt["audience"] == len(audience)
 
-        # What is reported is what the last post to each was answered.
+        # The outcome of a connection follows from the responses to its posts.
         for name, outcome in self.machines.reported.items():
             assert outcome == outcome_of(self.proxy.posts_to(name), name in self.young)
 
-        # SNS: never about somebody who got it, and nobody twice but by an Offline that died of it.
-        if "notified" not in trouble:
-            assert max(told.users.values(), default=0) <= 1
-        assert not {person.user_id for person in reached} & set(told.users)
-        # Those of a role, a shelter or all who hold no connection are nobody's recipients: they resume.
+        # No user who was reached is notified, and none is notified twice, unless Offline died after
+        # notifying.
+        if "notified" not in failures:
+            assert max(published.users.values(), default=0) <= 1
+        assert not {person.user_id for person in reached} & set(published.users)
+        # Offline users are notified only if the target names them. Others get the message when they resume.
         recipients = {self.owner[name].user_id for name in audience} | set(target.get("users", ()))
         unreached = recipients - {person.user_id for person in reached}
         expected = unreached if offline != "never" else set()
-        if not trouble:
-            assert set(told.users) == expected
+        if not failures:
+            assert set(published.users) == expected
             assert (receipt["offline"], receipt["offlineFailed"]) == (len(expected), 0)
-            assert (told.floor, receipt["unreached"], told.whole) == (set(), [], offline == "always")
+            assert (published.page_users, receipt["unreached"]) == (set(), [])
+            assert published.whole == (offline == "always")
             gone = {name for name, outcome in reported.items() if outcome == "gone"}
             assert set(before) - set(self._live()) == (gone if offline != "never" else set())
         else:
             lost = {
                 person.user_id
                 for person in meant
-                if person.user_id in expected - set(told.users) - told.floor
+                if person.user_id in expected - set(published.users) - published.page_users
                 and not any(person.lies_in(partition) for partition in receipt["unreached"])
             }
-            # Users whom nothing could be told about are counted, as long as SNS is what fails.
+            # Every user who could not be notified is counted.
             assert len(lost) <= receipt["offlineFailed"], lost
 
     def _live(self) -> list[str]:
         return [name for name, row in self.machines.rows().items() if row["ttl"] > 1]
 
 
-def test_nobody_is_lost_whatever_fails(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_user_is_lost_whatever_fails(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     shorten_timeouts(monkeypatch, 0.15)
     make: Any = seed(SEED)(lambda: Broadcasts(proxy))
 
@@ -239,18 +241,18 @@ def test_nobody_is_lost_whatever_fails(proxy: FaultProxy, monkeypatch: pytest.Mo
             deadline=None,
             database=None,
             print_blob=True,
-            phases=[Phase.generate],  # to shrink an example takes minutes
+            phases=[Phase.generate],  # shrinking an example takes minutes
             suppress_health_check=list(HealthCheck),
         ),
     )
 
 
-# ---- one thing at a time, with the receipt that is promised for it
+# ---- one failure at a time, with its receipt
 
 
 @dataclass(frozen=True)
-class Crowd:
-    """Six residents of a shelter with one connection each: two batches of three, one page."""
+class Shelter:
+    """Six residents of a shelter with one connection each: one page with two batches of three."""
 
     machines: Machines
     proxy: FaultProxy
@@ -259,192 +261,192 @@ class Crowd:
     def users(self) -> set[str]:
         return {f"u{n}" for n in range(6)}
 
-    def tell(self, **request: Any) -> Json:
-        """Broadcast to the shelter; the message is in the queue for everybody, whatever comes of it."""
+    def broadcast(self, **request: Any) -> Json:
+        """Broadcast to the shelter. The message must be in the queue, whatever fails."""
         receipt = self.machines.broadcast({"shelters": ["north"]}, **request)
         assert receipt["id"] in self.machines.resumed("u0", "resident", "north")
         return receipt
 
 
 @pytest.fixture
-def crowd(proxy: FaultProxy) -> Crowd:
+def shelter(proxy: FaultProxy) -> Shelter:
     machines = Machines(proxy.endpoint, page_size=7, batch_size=3)
-    return Crowd(machines, proxy, [machines.connect(f"u{n}", "resident", "north") for n in range(6)])
+    return Shelter(machines, proxy, [machines.connect(f"u{n}", "resident", "north") for n in range(6)])
 
 
 def _outcomes(receipt: Json) -> tuple[int, int, int]:
     return receipt["delivered"], receipt["gone"], receipt["failed"]
 
 
-def test_query_that_is_throttled_for_a_moment_costs_nobody_anything(crowd: Crowd) -> None:
-    receipt = crowd.tell(trouble={"query": [0, 1, 2]})
+def test_query_that_is_throttled_briefly_is_retried(shelter: Shelter) -> None:
+    receipt = shelter.broadcast(failures={"query": [0, 1, 2]})
 
     assert _outcomes(receipt) == (6, 0, 0)
     assert (receipt["unreached"], receipt["pages"]) == ([], 1)
-    assert set(crowd.proxy.taken.values()) == {1}
-    assert crowd.machines.calls["query"] == 4
+    assert set(shelter.proxy.taken.values()) == {1}
+    assert shelter.machines.calls["query"] == 4
 
 
-def test_query_that_stays_throttled_leaves_the_partition_to_sns(crowd: Crowd) -> None:
-    receipt = crowd.tell(trouble={"query": ALWAYS})
+def test_query_that_stays_throttled_publishes_the_partition(shelter: Shelter) -> None:
+    receipt = shelter.broadcast(failures={"query": ALWAYS})
 
     partition = {"scope": "shelter", "value": "north"}
     assert (receipt["audience"], receipt["unreached"]) == (0, [partition])
-    told = crowd.machines.told(receipt["id"])
-    assert (told.partitions, told.users, crowd.proxy.posts) == ([partition], {}, [])
+    published = shelter.machines.notifications(receipt["id"])
+    assert (published.partitions, published.users, shelter.proxy.posts) == ([partition], {}, [])
 
 
-def test_later_page_that_stays_throttled_keeps_what_was_delivered(crowd: Crowd) -> None:
-    crowd.machines.size(4, 3)
+def test_later_page_that_stays_throttled_keeps_the_counts(shelter: Shelter) -> None:
+    shelter.machines.size(4, 3)
 
-    receipt = crowd.tell(trouble={"query": range(1, 1000)})
+    receipt = shelter.broadcast(failures={"query": range(1, 1000)})
 
     partition = {"scope": "shelter", "value": "north"}
     assert (_outcomes(receipt), receipt["pages"]) == ((4, 0, 0), 1)
-    assert receipt["unreached"] == crowd.machines.told(receipt["id"]).partitions == [partition]
-    assert crowd.machines.counted == {"PartitionsUnreached": 1}
-    assert set(crowd.proxy.taken.values()) == {1}
+    assert receipt["unreached"] == shelter.machines.notifications(receipt["id"]).partitions == [partition]
+    assert shelter.machines.counted == {"PartitionsUnreached": 1}
+    assert set(shelter.proxy.taken.values()) == {1}
 
 
-def test_row_that_cannot_be_deleted_costs_a_410_next_time_and_nothing_else(crowd: Crowd) -> None:
-    gone = crowd.connections[2]
-    crowd.proxy.reset(Script({gone: [GONE]}))
+def test_row_that_cannot_be_deleted_only_costs_410s_next_time(shelter: Shelter) -> None:
+    gone = shelter.connections[2]
+    shelter.proxy.reset(Script({gone: [GONE]}))
 
-    for trouble, rows in ({"forget": ALWAYS}, 6), ({}, 5):
-        receipt = crowd.tell(trouble=trouble)
+    for failures, rows in ({"forget": ALWAYS}, 6), ({}, 5):
+        receipt = shelter.broadcast(failures=failures)
 
         assert (_outcomes(receipt), receipt["offline"]) == ((5, 1, 0), 1)
-        assert crowd.machines.told(receipt["id"]).users == {"u2": 1}
-        assert len(crowd.machines.rows()) == rows
+        assert shelter.machines.notifications(receipt["id"]).users == {"u2": 1}
+        assert len(shelter.machines.rows()) == rows
 
 
-def test_deliver_killed_after_posting_posts_again_and_counts_once(crowd: Crowd) -> None:
-    receipt = crowd.tell(trouble={"delivered": [0]})
+def test_deliver_killed_after_posting_posts_again_and_counts_once(shelter: Shelter) -> None:
+    receipt = shelter.broadcast(failures={"delivered": [0]})
 
     assert (_outcomes(receipt), receipt["offline"]) == ((6, 0, 0), 0)
-    # One batch had it twice, with the same id, which its clients drop.
-    assert sorted(crowd.proxy.taken.values()) == [1, 1, 1, 2, 2, 2]
-    assert len({seen.body for seen in crowd.proxy.posts}) == 1
+    # One batch got it twice with the same id, so its clients drop the second.
+    assert sorted(shelter.proxy.taken.values()) == [1, 1, 1, 2, 2, 2]
+    assert len({seen.body for seen in shelter.proxy.posts}) == 1
 
 
-def test_deliver_killed_every_time_is_handed_over_though_some_may_have_it(crowd: Crowd) -> None:
-    receipt = crowd.tell(trouble={"delivered": ALWAYS})
+def test_deliver_killed_every_time_notifies_its_users_who_may_have_the_message(shelter: Shelter) -> None:
+    receipt = shelter.broadcast(failures={"delivered": ALWAYS})
 
     assert (_outcomes(receipt), receipt["offline"]) == ((0, 0, 6), 6)
-    assert crowd.machines.told(receipt["id"]).users == dict.fromkeys(crowd.users(), 1)
-    assert set(crowd.proxy.taken.values()) == {3}
+    assert shelter.machines.notifications(receipt["id"]).users == dict.fromkeys(shelter.users(), 1)
+    assert set(shelter.proxy.taken.values()) == {3}
 
 
-def test_deliver_out_of_time_reports_what_is_left(crowd: Crowd) -> None:
-    crowd.machines.post_seconds = 2.0
-    crowd.proxy.reset(Script({name: [SILENT] for name in crowd.connections[:2]}))
+def test_deliver_out_of_time_reports_the_rest_as_failed(shelter: Shelter) -> None:
+    shelter.machines.post_seconds = 2.0
+    shelter.proxy.reset(Script({name: [SILENT] for name in shelter.connections[:2]}))
 
-    receipt = crowd.tell()
+    receipt = shelter.broadcast()
 
     assert (_outcomes(receipt), receipt["offline"]) == ((4, 0, 2), 2)
-    assert crowd.machines.told(receipt["id"]).users == {"u0": 1, "u1": 1}
+    assert shelter.machines.notifications(receipt["id"]).users == {"u0": 1, "u1": 1}
 
 
-def test_offline_killed_after_publishing_publishes_again_and_counts_once(crowd: Crowd) -> None:
-    crowd.proxy.reset(Script(otherwise=GONE))
+def test_offline_killed_after_publishing_publishes_again_and_counts_once(shelter: Shelter) -> None:
+    shelter.proxy.reset(Script(otherwise=GONE))
 
-    receipt = crowd.tell(trouble={"notified": [0]})
+    receipt = shelter.broadcast(failures={"notified": [0]})
 
     assert (_outcomes(receipt), receipt["offline"]) == ((0, 6, 0), 6)
-    assert crowd.machines.told(receipt["id"]).users == dict.fromkeys(crowd.users(), 2)
+    assert shelter.machines.notifications(receipt["id"]).users == dict.fromkeys(shelter.users(), 2)
 
 
-def test_offline_killed_before_publishing_is_made_up_for_by_its_retry(crowd: Crowd) -> None:
-    """The users were claimed by the invocation that died."""
-    crowd.proxy.reset(Script(otherwise=GONE))
+def test_offline_killed_before_publishing_is_retried(shelter: Shelter) -> None:
+    """The invocation that died had claimed the users."""
+    shelter.proxy.reset(Script(otherwise=GONE))
 
-    receipt = crowd.tell(trouble={"publish_batch": [0]})
-
-    assert (receipt["offline"], receipt["offlineFailed"]) == (6, 0)
-    assert crowd.machines.told(receipt["id"]).users == dict.fromkeys(crowd.users(), 1)
-
-
-def test_sns_refusing_the_batches_is_made_up_for_by_the_floor(crowd: Crowd) -> None:
-    crowd.proxy.reset(Script(otherwise=GONE))
-
-    receipt = crowd.tell(trouble={"publish_batch": ALWAYS})
+    receipt = shelter.broadcast(failures={"publish_batch": [0]})
 
     assert (receipt["offline"], receipt["offlineFailed"]) == (6, 0)
-    assert crowd.machines.told(receipt["id"]).floor == crowd.users()
+    assert shelter.machines.notifications(receipt["id"]).users == dict.fromkeys(shelter.users(), 1)
 
 
-def test_sns_refusing_everything_is_in_the_receipt(crowd: Crowd) -> None:
-    crowd.proxy.reset(Script(otherwise=GONE))
+def test_sns_refusing_the_batches_publishes_the_page(shelter: Shelter) -> None:
+    shelter.proxy.reset(Script(otherwise=GONE))
 
-    receipt = crowd.tell(trouble={"publish_batch": ALWAYS, "publish": ALWAYS}, offline="always")
+    receipt = shelter.broadcast(failures={"publish_batch": ALWAYS})
+
+    assert (receipt["offline"], receipt["offlineFailed"]) == (6, 0)
+    assert shelter.machines.notifications(receipt["id"]).page_users == shelter.users()
+
+
+def test_sns_refusing_everything_is_in_the_receipt(shelter: Shelter) -> None:
+    shelter.proxy.reset(Script(otherwise=GONE))
+
+    receipt = shelter.broadcast(failures={"publish_batch": ALWAYS, "publish": ALWAYS}, offline="always")
 
     assert (_outcomes(receipt), receipt["offline"], receipt["offlineFailed"]) == ((0, 6, 0), 0, 6)
     assert receipt["notified"] is False
-    # The six users of the page, and one for the whole target.
-    assert crowd.machines.counted == {"OfflineFailed": 6 + 1}
+    # Six users of the page, and one for the whole target.
+    assert shelter.machines.counted == {"OfflineFailed": 6 + 1}
 
 
-def test_a_broadcast_whose_troubles_cannot_be_counted_ends_with_its_receipt(crowd: Crowd) -> None:
-    crowd.proxy.reset(Script(otherwise=GONE))
+def test_broadcast_ends_with_its_receipt_if_metrics_fail(shelter: Shelter) -> None:
+    shelter.proxy.reset(Script(otherwise=GONE))
 
-    receipt = crowd.tell(
-        trouble={"publish_batch": ALWAYS, "publish": ALWAYS, "measure": ALWAYS}, offline="always"
+    receipt = shelter.broadcast(
+        failures={"publish_batch": ALWAYS, "publish": ALWAYS, "measure": ALWAYS}, offline="always"
     )
 
     assert (receipt["offlineFailed"], receipt["notified"]) == (6, False)
-    assert crowd.machines.counted == {}
+    assert shelter.machines.counted == {}
 
 
-def test_sns_refusing_some_users_counts_them(crowd: Crowd) -> None:
-    crowd.proxy.reset(Script(otherwise=GONE))
-    crowd.machines.sns.refuse = lambda call, entry: '"u3"' in entry["Message"]
+def test_sns_refusing_some_users_counts_them(shelter: Shelter) -> None:
+    shelter.proxy.reset(Script(otherwise=GONE))
+    shelter.machines.sns.refuse = lambda call, entry: '"u3"' in entry["Message"]
 
-    receipt = crowd.tell()
+    receipt = shelter.broadcast()
 
     assert (receipt["offline"], receipt["offlineFailed"]) == (5, 1)
-    assert crowd.machines.told(receipt["id"]).users == dict.fromkeys(crowd.users() - {"u3"}, 1)
+    assert shelter.machines.notifications(receipt["id"]).users == dict.fromkeys(shelter.users() - {"u3"}, 1)
 
 
-def test_message_that_cannot_be_recorded_is_not_sent(crowd: Crowd) -> None:
+def test_message_that_cannot_be_recorded_is_not_sent(shelter: Shelter) -> None:
     with pytest.raises(AssertionError, match="ThrottlingException"):
-        crowd.tell(trouble={"record": ALWAYS})
+        shelter.broadcast(failures={"record": ALWAYS})
 
-    assert (crowd.proxy.posts, crowd.machines.calls["record"]) == ([], 4)
+    assert (shelter.proxy.posts, shelter.machines.calls["record"]) == ([], 4)
 
 
-def test_fan_out_that_fails_twice_reaches_everybody_once(crowd: Crowd) -> None:
-    receipt = crowd.tell(trouble={"fanout": [0, 1]})
+def test_fan_out_that_fails_twice_reaches_every_user_once(shelter: Shelter) -> None:
+    receipt = shelter.broadcast(failures={"fanout": [0, 1]})
 
     assert (_outcomes(receipt), receipt["unreached"]) == ((6, 0, 0), [])
-    assert set(crowd.proxy.taken.values()) == {1}
+    assert set(shelter.proxy.taken.values()) == {1}
 
 
-def test_fan_out_that_dies_before_it_hands_a_page_over_finds_the_gone_again(crowd: Crowd) -> None:
-    crowd.proxy.reset(Script({name: [GONE] for name in crowd.connections[:2]}, otherwise=TAKEN))
+def test_fan_out_that_dies_before_notifying_finds_the_gone_connections_again(shelter: Shelter) -> None:
+    shelter.proxy.reset(Script({name: [GONE] for name in shelter.connections[:2]}, otherwise=TAKEN))
 
-    receipt = crowd.tell(trouble={"page": [0]})
+    receipt = shelter.broadcast(failures={"page": [0]})
 
     assert (_outcomes(receipt), receipt["offline"]) == ((4, 2, 0), 2)
-    assert crowd.machines.told(receipt["id"]).users == {"u0": 1, "u1": 1}
-    assert len(crowd.machines.rows()) == 4
+    assert shelter.machines.notifications(receipt["id"]).users == {"u0": 1, "u1": 1}
+    assert len(shelter.machines.rows()) == 4
 
 
-def test_fan_out_that_fails_for_good_and_sns_too_is_in_the_receipt(crowd: Crowd) -> None:
-    receipt = crowd.tell(trouble={"fanout": ALWAYS, "publish": ALWAYS})
+def test_fan_out_and_sns_failing_for_good_are_in_the_receipt(shelter: Shelter) -> None:
+    receipt = shelter.broadcast(failures={"fanout": ALWAYS, "publish": ALWAYS})
 
     assert (receipt["audience"], receipt["unreached"]) == (0, [{"scope": "shelter", "value": "north"}])
 
 
-# ---- the race around $connect
+# ---- the race with $connect
 
 
 @pytest.mark.parametrize("naive", [True, False], ids=["naive-delete", "as-it-is"])
-def test_client_told_in_the_middle_of_its_handshake_is_not_deaf_afterwards(
+def test_client_that_was_posted_to_during_its_handshake_gets_the_next_message(
     proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, naive: bool
 ) -> None:
-    """`$connect` has stored the row; API Gateway opens the socket after the first broadcast came and went.
+    """`$connect` has stored the row, but API Gateway opens the socket only after the first broadcast.
 
-    To delete the row on 410, as if there were no handshake, leaves a client that is connected and deaf.
+    Deleting the row on 410 would leave a connected client that receives nothing.
     """
     machines = Machines(proxy.endpoint, page_size=7, batch_size=3)
     if naive:
@@ -461,7 +463,7 @@ def test_client_told_in_the_middle_of_its_handshake_is_not_deaf_afterwards(
     assert (second["delivered"], proxy.taken[opening]) == ((0, 0) if naive else (1, 1))
 
 
-def test_handshake_that_ends_within_the_retries_costs_nothing(proxy: FaultProxy) -> None:
+def test_handshake_that_ends_within_the_retries_loses_nothing(proxy: FaultProxy) -> None:
     machines = Machines(proxy.endpoint, page_size=7, batch_size=3)
     opening = machines.connect("u0", "resident", "north", age=0)
     proxy.reset(Script({opening: [GONE, GONE, TAKEN]}))
@@ -473,8 +475,8 @@ def test_handshake_that_ends_within_the_retries_costs_nothing(proxy: FaultProxy)
 
 
 @pytest.mark.parametrize("ahead", [9, -29])
-def test_clock_of_the_sender_decides_about_no_row(proxy: FaultProxy, ahead: float) -> None:
-    """A sender makes the message's id; a handshake is judged by the time of who posts."""
+def test_rows_are_deleted_whatever_the_senders_clock(proxy: FaultProxy, ahead: float) -> None:
+    """Deliver measures the age of a connection by its own clock, not by the sender's message id."""
     machines = Machines(proxy.endpoint, page_size=7, batch_size=3)
     opening = machines.connect("u0", "resident", "north", age=1)
     closed = machines.connect("u1", "resident", "north", age=15)
@@ -490,9 +492,7 @@ def test_clock_of_the_sender_decides_about_no_row(proxy: FaultProxy, ahead: floa
 # ---- a 410 for a live connection
 
 
-def test_spurious_410_in_a_hundred_posts_costs_no_live_client_its_row(
-    proxy: FaultProxy, rng: random.Random
-) -> None:
+def test_spurious_410s_delete_no_row_of_a_live_connection(proxy: FaultProxy, rng: random.Random) -> None:
     machines = Machines(proxy.endpoint, page_size=100, batch_size=50)
     connections = [machines.connect(f"u{n}", "resident", "north") for n in range(300)]
     spurious = set(rng.sample(connections, 3))
@@ -505,12 +505,12 @@ def test_spurious_410_in_a_hundred_posts_costs_no_live_client_its_row(
     assert set(proxy.taken.values()) == {1}
 
 
-# ---- rows that $connect did not write
+# ---- invalid rows
 
 
-def test_unreadable_rows_fail_alone_and_their_users_are_handed_over(crowd: Crowd) -> None:
-    rows = crowd.machines.rows()
-    row = {**rows[crowd.connections[0]]}
+def test_invalid_rows_fail_alone_and_their_users_are_notified(shelter: Shelter) -> None:
+    rows = shelter.machines.rows()
+    row = {**rows[shelter.connections[0]]}
     odd: dict[str, Json] = {
         "no-time": {"connectedAt": None},
         "number": {"connectedAt": 1795421402},
@@ -519,26 +519,24 @@ def test_unreadable_rows_fail_alone_and_their_users_are_handed_over(crowd: Crowd
     }
     for name, change in odd.items():
         changed = {**row, "connectionId": name, "userId": f"user of {name}", **change}
-        crowd.machines.dynamodb.add("connections", {k: v for k, v in changed.items() if v is not None})
+        shelter.machines.dynamodb.add("connections", {k: v for k, v in changed.items() if v is not None})
 
-    receipt = crowd.tell()
+    receipt = shelter.broadcast()
 
     assert (_outcomes(receipt), receipt["offline"], receipt["unreached"]) == ((6, 0, 4), 3, [])
-    told = crowd.machines.told(receipt["id"])
-    assert told.users == dict.fromkeys((f"user of {name}" for name in ("no-time", "number", "words")), 1)
-    assert set(odd) <= set(crowd.machines.rows())
-    assert set(crowd.proxy.taken) == set(crowd.connections)
+    published = shelter.machines.notifications(receipt["id"])
+    assert published.users == dict.fromkeys((f"user of {name}" for name in ("no-time", "number", "words")), 1)
+    assert set(odd) <= set(shelter.machines.rows())
+    assert set(shelter.proxy.taken) == set(shelter.connections)
 
 
-@pytest.mark.parametrize("trouble", [{"deliver": ALWAYS}, {"offline": ALWAYS}], ids=str)
-def test_unreadable_rows_alone_in_their_batch_harm_nothing_whatever_fails(
-    proxy: FaultProxy, trouble: Trouble
-) -> None:
+@pytest.mark.parametrize("failures", [{"deliver": ALWAYS}, {"offline": ALWAYS}], ids=str)
+def test_batch_of_invalid_rows_affects_nothing_whatever_fails(proxy: FaultProxy, failures: Failures) -> None:
     machines = Machines(proxy.endpoint, page_size=7, batch_size=3)
     nameless = {"connectionId": "nameless", "shelterId": "north", "ttl": int(time.time()) + 600}
     machines.dynamodb.add("connections", nameless)
 
-    receipt = machines.broadcast({"shelters": ["north"]}, trouble=trouble)
+    receipt = machines.broadcast({"shelters": ["north"]}, failures=failures)
 
     assert (_outcomes(receipt), receipt["offline"], receipt["offlineFailed"]) == ((0, 0, 1), 0, 0)
     assert machines.published == []

@@ -1,7 +1,7 @@
-"""The two state machines as they are, run in this process by the emulator's interpreter.
+"""The two state machines as deployed, run in this process by the emulator's interpreter.
 
-What they call is the project's own code over tables and a topic in memory; only Deliver posts through a real
-`Gateway`, to a fault proxy. Every call can be made to fail, which the emulator's own services cannot.
+They call the functions' code, with tables and a topic in memory. Only Deliver posts over sockets, through a
+real `Gateway` to a fault proxy. A test can make every call fail, which the emulator's services do not offer.
 """
 
 import itertools
@@ -42,68 +42,68 @@ RETENTION_SECONDS = 3600
 ALWAYS = range(1_000_000)
 
 CALLS = {
-    "claim": "the state machines bind a message id to what the message says",
-    "record": "the state machines put a message into the queue",
-    "query": "they read a page of connections",
-    "fanout": "they start a fan-out",
-    "deliver": "they invoke Deliver: it dies before it did anything",
-    "delivered": "they invoke Deliver: it dies of its answer",
-    "page": "they invoke Offline: the whole fan-out dies instead",
-    "offline": "they invoke Offline: it dies before it did anything",
-    "notified": "they invoke Offline: it dies of its answer",
+    "claim": "Claim puts the digest of a message",
+    "record": "Record puts a message into the queue",
+    "query": "QueryPage reads a page of connections",
+    "fanout": "RunFanOut starts a fan-out",
+    "deliver": "Deliver dies before it posts",
+    "delivered": "Deliver dies after it has posted",
+    "page": "the whole fan-out dies when it invokes Offline",
+    "offline": "Offline dies before it notifies",
+    "notified": "Offline dies after it has notified",
     "publish_batch": "Offline publishes a batch of users",
     "forget": "Offline deletes a row",
-    "publish": "they publish by themselves",
+    "publish": "the state machines publish to SNS themselves",
 }
-"""What can be made to fail."""
+"""Calls that can fail."""
 
-Trouble = Mapping[str, Collection[int]]
-"""Which of CALLS fail, by their number from 0."""
+Failures = Mapping[str, Collection[int]]
+"""The calls that fail, by their number from 0."""
 
 Json = dict[str, Any]
 
 
 class Failure(Exception):
-    """A call that was told to fail."""
+    """Raised by a call that a test makes fail."""
 
 
 class Death(Exception):
-    """An execution that was told to fail, whatever it catches."""
+    """Ends an execution that a test makes fail, whatever it catches."""
 
 
 @dataclass
-class Told:
-    """What SNS was told about one message."""
+class Published:
+    """What was published to SNS about one message."""
 
     users: Counter[str] = field(default_factory=Counter)
-    """How often about each user by themselves."""
-    floor: set[str] = field(default_factory=set)
-    """The users named by a message of the floor under Offline."""
+    """How often each user was notified."""
+    page_users: set[str] = field(default_factory=set)
+    """The users in messages of PublishPage."""
     partitions: list[Json] = field(default_factory=list)
-    """The partitions named by a message of the floor under a fan-out."""
+    """The partitions in messages of PublishPartition."""
     whole: int = 0
-    """How often about the whole target."""
+    """How many messages of Notify, for the whole target."""
 
 
 class Machines:
-    """The state machines, installed in the interpreter while the context lasts."""
+    """The state machines, and what they call."""
 
     def __init__(self, endpoint: str, page_size: int, batch_size: int) -> None:
-        """`endpoint` is the connections endpoint that Deliver posts to."""
+        """`endpoint` is the connections endpoint to which Deliver posts."""
         self.dynamodb, self.sns = DynamoDB(), Sns()
         for service, operation in (self.dynamodb, "DeleteItem"), (self.sns, "PublishBatch"):
             event = f"before-parameter-build.{service.name}.{operation}"
             service.client.meta.events.register(event, self._before)
         self.published: list[Json] = []
-        """The bodies of the messages that the state machines themselves published."""
+        """The bodies of the messages that the state machines published themselves."""
         self.reported: dict[str, str] = {}
-        """The latest outcome that Deliver returned for each connection."""
+        """The last outcome that Deliver returned for each connection."""
         self.calls: Counter[str] = Counter()
         self.counted: Counter[str] = Counter()
-        """What the state machines themselves counted in the latest broadcast, by metric."""
+        """What the state machines counted in the last broadcast, by metric."""
         self.post_seconds = 20.0
-        """The time that an invocation of Deliver has for posting."""
-        self._trouble: Trouble = {}
+        """The time for posting in an invocation of Deliver."""
+        self._failures: Failures = {}
         self._endpoint = endpoint
         self._environments: list[Gateway] = []
         self._lock = threading.Lock()
@@ -155,7 +155,7 @@ class Machines:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Have the interpreter make its calls here, and pause for nothing."""
+        """Direct the interpreter's calls to this object, without pauses."""
         clock = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
         with (
             mock.patch.object(stepfunctions, "_invoke_resource", self._invoke),
@@ -165,8 +165,8 @@ class Machines:
             yield
 
     def connect(self, user_id: str, role: str, shelter_id: str | None, *, age: float = 600) -> str:
-        """Store the row of a connection that is so many seconds old, and return its id."""
-        connection_id = f"connection-{next(self._numbers)}="  # the same again for the same seed
+        """Store the row of a connection that is `age` seconds old, and return its id."""
+        connection_id = f"connection-{next(self._numbers)}="  # deterministic, for a given seed
         store = Connections(self.dynamodb.client, "connections")
         now = time.time()
         user = User(user_id, f"{user_id}@example.org", role, shelter_id)
@@ -174,12 +174,12 @@ class Machines:
         return connection_id
 
     def rows(self) -> dict[str, Json]:
-        """The rows of the connections table, by their ids."""
+        """The rows of the connections table, by connection id."""
         return {row["connectionId"]: row for row in self.dynamodb.rows("connections")}
 
-    def broadcast(self, target: Json, *, trouble: Trouble | None = None, **request: Any) -> Json:
-        """Broadcast to a target, in trouble of some kinds, and return the receipt, which adds up."""
-        self.reported, self.calls, self._trouble = {}, Counter(), trouble or {}
+    def broadcast(self, target: Json, *, failures: Failures | None = None, **request: Any) -> Json:
+        """Broadcast to a target while some calls fail, and return the receipt, whose counts must add up."""
+        self.reported, self.calls, self._failures = {}, Counter(), failures or {}
         self.counted = Counter()
         document = {
             "type": "alert",
@@ -201,31 +201,31 @@ class Machines:
         described: Json = json.loads(body)
         return described
 
-    def told(self, message_id: str) -> Told:
-        """What SNS was told about a message; each notification follows its schema."""
-        told = Told()
+    def notifications(self, message_id: str) -> Published:
+        """What was published to SNS about a message. Each notification must follow its schema."""
+        found = Published()
         for body in [*(json.loads(entry["Message"]) for entry in self.sns.published), *self.published]:
             conforming("offline-notification", body)
             if body["message"]["id"] != message_id:
                 continue
             if "userId" in body:
-                told.users[body["userId"]] += 1
+                found.users[body["userId"]] += 1
             elif "userIds" in body:
-                told.floor |= set(body["userIds"])
+                found.page_users |= set(body["userIds"])
             elif "partition" in body:
-                told.partitions.append(body["partition"])
+                found.partitions.append(body["partition"])
             else:
-                told.whole += 1
-        return told
+                found.whole += 1
+        return found
 
     def resumed(self, user_id: str, role: str, shelter_id: str | None) -> list[str]:
-        """The ids of the messages that a user gets on resume."""
+        """The ids of the messages that a user gets from a resume."""
         connection = Connection("any", user_id, role, shelter_id, iso(0), 0)
         page = Queue(self.dynamodb.client, "messages").missed(connection, None, None, 10_000_000)
         assert page.cursor is None
         return [json.loads(envelope)["id"] for envelope in page.envelopes]
 
-    # ---- what the interpreter calls
+    # ---- called by the interpreter
 
     def _invoke(self, resource: str, arguments: Json) -> Any:
         try:
@@ -249,24 +249,24 @@ class Machines:
                 "publish": "SNS.AuthorizationErrorException",
                 "measure": "CloudWatch.InternalServiceFaultException",
             }.get(str(failure), "Runtime.ExitError")
-            raise stepfunctions._ExecutionError(name, "told to fail") from failure
+            raise stepfunctions._ExecutionError(name, "made to fail") from failure
 
     def _fail(self, what: str) -> None:
         with self._lock:
             number = self.calls[what]
             self.calls[what] += 1
-        if number in self._trouble.get(what, ()):
+        if number in self._failures.get(what, ()):
             raise Failure(what)
 
     def _before(self, model: Any, **_: Any) -> None:
         try:
             self._fail({"DeleteItem": "forget", "PublishBatch": "publish_batch"}[model.name])
         except Failure:
-            error: Any = {"Error": {"Code": "ThrottlingException", "Message": "told to fail"}}
+            error: Any = {"Error": {"Code": "ThrottlingException", "Message": "made to fail"}}
             raise ClientError(error, model.name) from None
 
     def _put(self, arguments: Json) -> Json:
-        """Claim puts a digest, Record a message."""
+        """The calls of Claim and Record."""
         item, condition = arguments["Item"], arguments["ConditionExpression"]
         before = self.dynamodb.tables["messages"].get((item["audience"]["S"], item["messageId"]["S"]))
         if "digest" in item:
@@ -316,7 +316,7 @@ class Machines:
         posted = deliver.deliver(
             conforming("delivery-batch", batch), time.monotonic() + self.post_seconds, gateway
         )
-        # An environment whose invocation crashed is not used again.
+        # Lambda does not reuse an environment whose invocation crashed.
         self._fail("delivered")
         with self._lock:
             self._environments.append(gateway)
