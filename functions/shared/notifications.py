@@ -105,7 +105,7 @@ class Notifier:
 
     def _claim(self, user: Missed, message_id: str, claim: str) -> bool:
         # One partition per user: a partition takes 1,000 writes/s, and an outage affects many users
-        # [DynamoDB limits].
+        # [DynamoDB limits]. The prefix names stored rows, so it cannot be changed.
         key = {"audience": {"S": f"handover#{user.user_id}"}, "messageId": {"S": message_id}}
         change = "SET #ttl = :ttl"
         values: dict[str, Any] = {":ttl": {"N": str(int(time.time()) + self._retention_seconds)}}

@@ -17,7 +17,7 @@ _TOKEN = re.compile(r"\s*(<>|<=|>=|[=<>(),]|[#:]?\w+)")
 class Condition:
     """A condition, and the attributes that it compares with `=` at its top level."""
 
-    holds: Callable[[Item], bool]
+    matches: Callable[[Item], bool]
     equal: frozenset[str] = frozenset()
 
 
@@ -31,9 +31,9 @@ class Expressions:
         self._refusal = refusal
         self._tokens: list[str] = []
 
-    def holds(self, condition: str, item: Item) -> bool:
+    def matches(self, condition: str, item: Item) -> bool:
         """Whether a condition or filter is true for an item."""
-        return self.condition(condition).holds(item)
+        return self.condition(condition).matches(item)
 
     def condition(self, text: str) -> Condition:
         """Parse a condition, filter or key condition."""
@@ -88,7 +88,7 @@ class Expressions:
     def _not(self) -> Condition:
         if self._accept("NOT"):
             inner = self._not()
-            return Condition(lambda item: not inner.holds(item))
+            return Condition(lambda item: not inner.matches(item))
         if self._accept("("):
             condition = self._or()
             self._expect(")")
@@ -156,11 +156,11 @@ class Expressions:
 
 
 def _either(left: Condition, right: Condition) -> Callable[[Item], bool]:
-    return lambda item: left.holds(item) or right.holds(item)
+    return lambda item: left.matches(item) or right.matches(item)
 
 
 def _both(left: Condition, right: Condition) -> Callable[[Item], bool]:
-    return lambda item: left.holds(item) and right.holds(item)
+    return lambda item: left.matches(item) and right.matches(item)
 
 
 def _comparable(value: dict[str, Any]) -> tuple[str, Any]:

@@ -122,7 +122,7 @@ class DynamoDB(Service):
     def DeleteItem(self, TableName: str, Key: Item, **given: Any) -> None:
         expressions = Expressions(given, Refusal)
         item = self.tables[TableName].get(self._key(TableName, Key), {})
-        if "ConditionExpression" in given and not expressions.holds(given["ConditionExpression"], item):
+        if "ConditionExpression" in given and not expressions.matches(given["ConditionExpression"], item):
             raise Refusal("ConditionalCheckFailedException")
         expressions.refuse_unused()
         self.tables[TableName].pop(self._key(TableName, Key), None)
@@ -130,7 +130,7 @@ class DynamoDB(Service):
     def UpdateItem(self, TableName: str, Key: Item, **given: Any) -> dict[str, Any]:
         expressions = Expressions(given, Refusal)
         item = copy.deepcopy(self.tables[TableName].get(self._key(TableName, Key), {}))
-        if "ConditionExpression" in given and not expressions.holds(given["ConditionExpression"], item):
+        if "ConditionExpression" in given and not expressions.matches(given["ConditionExpression"], item):
             raise Refusal("ConditionalCheckFailedException")
         item = expressions.updated(given["UpdateExpression"], {**Key, **item})
         expressions.refuse_unused()
@@ -149,7 +149,7 @@ class DynamoDB(Service):
         rows = sorted(
             (key, item)
             for key, item in self.tables[TableName].items()
-            if hash_key in item and key_condition.holds(item)
+            if hash_key in item and key_condition.matches(item)
         )
         if start := given.get("ExclusiveStartKey"):
             rows = [row for row in rows if row[0] > self._key(TableName, start)]
@@ -158,7 +158,7 @@ class DynamoDB(Service):
         found = [item for _, item in examined]
         if "FilterExpression" in given:
             keep = expressions.condition(given["FilterExpression"])
-            found = [item for item in found if keep.holds(item)]
+            found = [item for item in found if keep.matches(item)]
         found = [expressions.projected(given.get("ProjectionExpression"), item) for item in found]
         expressions.refuse_unused()
         answer: dict[str, Any] = {"Items": found, "Count": len(found), "ScannedCount": len(examined)}

@@ -247,7 +247,7 @@ def test_an_input_with_too_many_values_is_too_large() -> None:
     validate("client-alert", ALERT | {"payload": {"a": [0] * (MAX_VALUES - 5)}})
     with pytest.raises(TooLarge):
         validate("client-alert", ALERT | {"payload": {"a": [0] * (MAX_VALUES - 4)}})
-    assert len(json.loads(Hostile("[", ("0",), "]").text())) < MAX_VALUES, "a frame holds no more"
+    assert len(json.loads(Hostile("[", ("0",), "]").text())) < MAX_VALUES, "a frame has no room for more"
 
 
 @pytest.mark.parametrize(
