@@ -38,7 +38,7 @@ def id_problem(value: Any) -> str | None:
     return f"takes {size} bytes, more than {MAX_ID_BYTES}" if size > MAX_ID_BYTES else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class User:
     """An active user of the `users` table."""
 
@@ -48,7 +48,7 @@ class User:
     shelter_id: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Connection:
     """A live connection; `connected_at` is in ISO 8601, `expires_at` in epoch seconds."""
 
@@ -95,7 +95,7 @@ class Users:
             problem = f"is not a string of at most {MAX_EMAIL_BYTES} bytes"
             logger.warning("email ignored", extra={"userId": user_id, "reason": f"email {problem}"})
             email = None
-        return User(user_id, email, role, shelter_id)
+        return User(user_id=user_id, email=email, role=role, shelter_id=shelter_id)
 
 
 class Connections:
@@ -192,7 +192,14 @@ def _connection(connection_id: str, item: Item) -> Connection:
         iso(expires_at)
     except (ValueError, OverflowError, OSError):
         raise UnknownConnection("invalid row: ttl is not in whole epoch seconds") from None
-    return Connection(connection_id, user_id, role, shelter_id, connected_at, expires_at)
+    return Connection(
+        connection_id=connection_id,
+        user_id=user_id,
+        role=role,
+        shelter_id=shelter_id,
+        connected_at=connected_at,
+        expires_at=expires_at,
+    )
 
 
 def _text(item: Item, name: str) -> Any:

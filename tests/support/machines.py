@@ -169,7 +169,7 @@ class Machines:
         connection_id = f"connection-{next(self._numbers)}="  # deterministic, for a given seed
         store = Connections(self.dynamodb.client, "connections")
         now = time.time()
-        user = User(user_id, f"{user_id}@example.org", role, shelter_id)
+        user = User(user_id=user_id, email=f"{user_id}@example.org", role=role, shelter_id=shelter_id)
         store.put(connection_id, user, now - age, int(now) + 3600, SHARDS)
         return connection_id
 
@@ -220,7 +220,14 @@ class Machines:
 
     def resumed(self, user_id: str, role: str, shelter_id: str | None) -> list[str]:
         """The ids of the messages that a user gets from a resume."""
-        connection = Connection("any", user_id, role, shelter_id, iso(0), 0)
+        connection = Connection(
+            connection_id="any",
+            user_id=user_id,
+            role=role,
+            shelter_id=shelter_id,
+            connected_at=iso(0),
+            expires_at=0,
+        )
         page = Queue(self.dynamodb.client, "messages").missed(connection, None, None, 10_000_000)
         assert page.cursor is None
         return [json.loads(envelope)["id"] for envelope in page.envelopes]

@@ -108,7 +108,8 @@ def test_every_connection_of_the_audience_is_in_exactly_one_partition(
     dynamodb.empty()
     connections = Connections(dynamodb.client, "connections")
     for number, (user, role, shelter, ttl) in enumerate(rows):
-        connections.put(f"c{number}", User(user, "e@example.org", role, shelter), NOW, ttl, SHARDS)
+        owner = User(user_id=user, email="e@example.org", role=role, shelter_id=shelter)
+        connections.put(f"c{number}", owner, NOW, ttl, SHARDS)
     expected = {f"c{number}": 1 for number, row in enumerate(rows) if meant(target, row)}
     assert query_all(dynamodb, target) == expected
 
@@ -120,5 +121,6 @@ def test_dynamodb_accepts_the_query_of_a_target_with_the_most_names(dynamodb: Dy
         "users": ["u1"],
     }
     connections = Connections(dynamodb.client, "connections")
-    connections.put("c1", User("u1", "e@example.org", "other", "other"), NOW, NOW + 60, SHARDS)
+    owner = User(user_id="u1", email="e@example.org", role="other", shelter_id="other")
+    connections.put("c1", owner, NOW, NOW + 60, SHARDS)
     assert query_all(dynamodb, target) == {"c1": 1}

@@ -1,6 +1,7 @@
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from uuid import RFC_4122, UUID
 
@@ -16,8 +17,15 @@ from tests.support.functions import properties
 
 NOW = 1_763_900_000.0
 LATER = int(time.time()) + 3600
-CONNECTION = Connection("c1=", "u1", "resident", "s1", "2026-11-23T08:00:00.000Z", LATER)
-HOMELESS = Connection("c2=", "u1", "resident", None, "2026-11-23T08:00:00.000Z", LATER)
+CONNECTION = Connection(
+    connection_id="c1=",
+    user_id="u1",
+    role="resident",
+    shelter_id="s1",
+    connected_at="2026-11-23T08:00:00.000Z",
+    expires_at=LATER,
+)
+WITHOUT_SHELTER = replace(CONNECTION, shelter_id=None)
 
 MILLISECONDS = st.integers(0, 2**48 - 1)
 ENTROPY = st.binary(min_size=10, max_size=32)
@@ -178,7 +186,7 @@ def test_a_user_without_a_shelter_gets_no_messages_of_shelters(dynamodb: DynamoD
     put(dynamodb, "shelter#s1", identifier)
     put(dynamodb, "shelter#None", identifier)
     queue = Queue(dynamodb.client, "messages")
-    assert queue.missed(HOMELESS, None, None, 1000) == Page([], None)
+    assert queue.missed(WITHOUT_SHELTER, None, None, 1000) == Page([], None)
     assert queue.missed(CONNECTION, None, None, 1000) == Page(["{}"], None)
 
 

@@ -378,7 +378,14 @@ def test_a_hostile_token_is_verified_or_refused_and_is_in_no_text(
 def test_a_hostile_token_is_in_no_response_and_no_log(
     presented: str, verifiers: list[Verifier], logs: Logs
 ) -> None:
-    connection = Connection("c1=", "another user", "resident", None, "2026-01-01T00:00:00.000Z", 0)
+    connection = Connection(
+        connection_id="c1=",
+        user_id="another user",
+        role="resident",
+        shelter_id=None,
+        connected_at="2026-01-01T00:00:00.000Z",
+        expires_at=0,
+    )
     for verifier in verifiers:
         using = Mock(verifier=verifier)
         using.settings.allowed_origins = ()
