@@ -1,6 +1,8 @@
 """A wire: one kept-alive, non-blocking HTTP/1.1 connection to the `@connections` endpoint.
 
-The name keeps it apart from a WebSocket connection, which is a recipient of posts. A wire carries one request at a time. Its owner starts a request, waits with a selector until the socket is
+The name keeps it apart from a WebSocket connection, which is a recipient of posts.
+
+A wire carries one request at a time. Its owner starts a request, waits with a selector until the socket is
 ready for `wants`, and calls `advance`, which returns the status once the answer is complete. Every failure
 raises one of BROKEN. The owner must then close the wire.
 """
