@@ -96,7 +96,7 @@ def test_a_post_that_times_out_is_retried_on_another_connection(hurried: None) -
 def test_in_a_batch_of_one_the_second_post_gets_the_long_timeout(
     hurried: None,
 ) -> None:
-    """Each answer takes twice the time-out. A batch of one has no others to tell slow from dead by."""
+    """Each answer takes twice the timeout, and a batch of one cannot tell slow from dead."""
 
     async def slowly(request: Request) -> Answer:
         await asyncio.sleep(0.2)
@@ -166,7 +166,7 @@ def test_one_410_is_a_failure_when_the_attempts_end() -> None:
 
 
 def test_one_410_is_a_failure_when_there_is_no_time_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And nobody waits for the deadline then."""
+    """The batch ends then, and does not wait for the deadline."""
     monkeypatch.setattr(batch, "GONE_AGAIN_SECONDS", LONG)
     with Endpoint(scripted({"c1": [answer(410)]})) as endpoint:
         started = time.monotonic()
@@ -192,7 +192,7 @@ def test_a_410_during_the_handshake_is_a_failure_and_not_gone() -> None:
 
 
 def test_410s_count_once_the_handshake_has_ended_during_the_batch() -> None:
-    """Two 410s count from then on."""
+    """The connection is gone after two more 410s."""
     opening = Recipient("c1", "u1", time.time() - HANDSHAKE_SECONDS + 0.3)
 
     async def gone(request: Request) -> Answer:
@@ -209,7 +209,7 @@ def test_410s_count_once_the_handshake_has_ended_during_the_batch() -> None:
 
 @pytest.mark.parametrize("healthy", [0, 100], ids=["from the beginning", "later"])
 def test_posts_to_a_slow_endpoint_are_not_repeated(hurried: None, healthy: int) -> None:
-    """Every answer takes twice as long as a post may that is alone in it."""
+    """Every answer takes twice the timeout of a post."""
 
     async def slowly(request: Request) -> Answer:
         if len(endpoint.requests) > healthy:
@@ -247,7 +247,7 @@ def test_a_few_silent_connections_among_many_do_not_extend_the_timeout(
 def test_connections_that_do_not_open_do_not_extend_the_timeout(
     hurried: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full backlog: nobody answers a SYN any more."""
+    """The server's backlog is full, so it answers no SYN."""
     monkeypatch.setattr(batch, "SLOW_TIMEOUT_SECONDS", LONG)
     with socket.socket() as deaf, ExitStack() as waiting:
         deaf.bind(("127.0.0.1", 0))
@@ -298,18 +298,18 @@ def test_a_quota_that_stays_used_up_fails_in_time(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("concurrency", [1, 5, 48])
 def test_the_concurrency_limits_the_posts_in_flight(concurrency: int) -> None:
-    flying, most = 0, 0
+    in_flight, most = 0, 0
     full = asyncio.Event()
 
     async def slowly(request: Request) -> Answer:
-        nonlocal flying, most
-        flying += 1
-        most = max(most, flying)
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
         if most >= concurrency:
             full.set()
         await asyncio.wait_for(full.wait(), LONG)
         await asyncio.sleep(0.002)
-        flying -= 1
+        in_flight -= 1
         return [OK, OK, answer(503), RESET][int(request.connection_id[1:]) % 4]
 
     recipients = old(*(f"c{n}" for n in range(60)))
@@ -321,21 +321,21 @@ def test_the_concurrency_limits_the_posts_in_flight(concurrency: int) -> None:
 
 
 def test_one_connection_that_does_not_answer_delays_no_other() -> None:
-    everybody_else = {f"c{n}" for n in range(40)}
+    others = {f"c{n}" for n in range(40)}
     answered: set[str] = set()
     settled = threading.Event()
 
     async def last_of_all(request: Request) -> Answer:
         if request.connection_id == "slow":
-            # Had it held up the others, nobody would answer any more, and it would time out.
+            # It answers last. If it delayed the others, this would time out.
             await asyncio.to_thread(settled.wait, LONG)
         answered.add(request.connection_id)
-        if answered >= everybody_else:
+        if answered >= others:
             settled.set()
         return OK
 
     with Endpoint(last_of_all) as endpoint:
-        posted = post(endpoint.url, old("slow", *sorted(everybody_else)), concurrency=2)
+        posted = post(endpoint.url, old("slow", *sorted(others)), concurrency=2)
     assert (posted.count("delivered"), posted.retries) == (41, 0)
 
 
@@ -356,7 +356,7 @@ def test_a_post_in_backoff_uses_no_connection(
 
 
 def assert_paced(requests: Sequence[Request], started: float, pace: Pace) -> None:
-    """No post arrives before its turn: `credit` of them at once, and `rate` a second from then on."""
+    """Check that no post arrives earlier than the pace allows."""
     for number, request in enumerate(requests, start=1):
         assert request.at - started >= max(0, number - pace.credit) / pace.rate - 0.001
 
@@ -405,7 +405,7 @@ def test_backoff_has_full_jitter_and_grows_up_to_a_limit(monkeypatch: pytest.Mon
         ranges.append((low, high))
         return 0.0
 
-    monkeypatch.undo()  # the real pauses, of which none is made
+    monkeypatch.undo()  # restores the real limits; the jitter below is always 0
     monkeypatch.setattr(random, "uniform", jitter)
     monkeypatch.setattr(batch, "ATTEMPTS", 8)
     with Endpoint(scripted({"c1": [answer(503)]})) as endpoint:
@@ -413,19 +413,19 @@ def test_backoff_has_full_jitter_and_grows_up_to_a_limit(monkeypatch: pytest.Mon
     assert ranges == [(0, ceiling) for ceiling in (0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0)]
 
 
-@pytest.mark.parametrize("case", ["resting", "silent", "not begun"])
+@pytest.mark.parametrize("case", ["in backoff", "silent", "not sent"])
 def test_at_the_deadline_every_recipient_gets_an_outcome(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random, "uniform", lambda low, high: LONG)
-    script = {"resting": [answer(503)], "silent": [SILENT], "not begun": [SILENT]}[case]
+    script = {"in backoff": [answer(503)], "silent": [SILENT], "not sent": [SILENT]}[case]
     recipients = old("c1", "c2", "bad1", "bad2")
     started = time.monotonic()
     with Endpoint(scripted({"bad1": script, "bad2": script})) as endpoint:
-        posted = post(endpoint.url, recipients, seconds=0.3, concurrency=1 if case == "not begun" else 8)
+        posted = post(endpoint.url, recipients, seconds=0.3, concurrency=1 if case == "not sent" else 8)
     assert time.monotonic() - started < 2
     assert [who for who, _ in posted.outcomes] == recipients
     assert outcomes(posted) == {"c1": "delivered", "c2": "delivered", "bad1": "failed", "bad2": "failed"}
     assert endpoint.posts_to("bad1") == 1
-    assert endpoint.posts_to("bad2") == (0 if case == "not begun" else 1)
+    assert endpoint.posts_to("bad2") == (0 if case == "not sent" else 1)
 
 
 def test_after_the_deadline_nothing_is_posted(monkeypatch: pytest.MonkeyPatch) -> None:

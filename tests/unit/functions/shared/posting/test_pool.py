@@ -96,7 +96,7 @@ def test_kept_connections_that_died_together_use_up_no_attempt() -> None:
 
 
 def test_a_post_whose_connection_died_is_repeated_on_a_new_one() -> None:
-    """Each connection that carried "victim" resets; all others are in good health."""
+    """Only connections that carry the post to "victim" reset."""
     with (
         Endpoint(scripted({"victim": [RESET, RESET, RESET, OK]})) as endpoint,
         gateway_to(endpoint.url) as opened,
@@ -123,7 +123,7 @@ def test_a_request_that_breaks_every_connection_fails_after_the_last_attempt() -
     with Endpoint(scripted({"killer": [RESET]})) as endpoint:
         posted = post(endpoint.url, old("c1", "killer", "c2"), concurrency=1)
     assert outcomes(posted) == {"c1": "delivered", "killer": "failed", "c2": "delivered"}
-    assert endpoint.posts_to("killer") == ATTEMPTS + 1  # the first death may have been the connection's own
+    assert endpoint.posts_to("killer") == ATTEMPTS + 1  # the first broken connection does not count
 
 
 def test_a_connection_that_was_idle_for_too_long_is_not_reused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_a_connection_that_was_idle_for_too_long_is_not_reused(monkeypatch: pyte
 
 
 class Freeze:
-    """Answers at once until it is `deep`: then no connection that was open answers any more."""
+    """Answers at once. When `deep` is set, the connections that were open until then stay silent."""
 
     def __init__(self) -> None:
         self.deep = False
@@ -172,11 +172,11 @@ def test_dead_connections_are_found_before_the_timeout(monkeypatch: pytest.Monke
         took = time.monotonic() - started
     assert (posted.count("delivered"), posted.retries) == (50, 0)
     assert took < LONG / 4
-    assert sum(endpoint.posts_to(f"d{n}") for n in range(50)) == 50 + 8  # those that the dead ones carried
+    assert sum(endpoint.posts_to(f"d{n}") for n in range(50)) == 50 + 8  # 8 were sent on dead connections
 
 
 def test_slow_kept_connections_are_not_taken_for_dead(hurried: None) -> None:
-    """One post is repeated to find out."""
+    """At most one post is repeated to test them."""
 
     async def slowly(request: Request) -> Answer:
         await asyncio.sleep(0.15 if slow else 0)
@@ -196,7 +196,7 @@ def test_slow_kept_connections_are_not_taken_for_dead(hurried: None) -> None:
 
 def test_an_endpoint_that_refuses_connections_fails_every_recipient() -> None:
     with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))  # and never listens
+        deaf.bind(("127.0.0.1", 0))  # it never listens
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}/live"
         posted = post(url, old("c1", "c2"))
     assert outcomes(posted) == {"c1": "failed", "c2": "failed"}
@@ -237,7 +237,7 @@ def test_a_look_up_that_hangs_does_not_delay_the_deadline(monkeypatch: pytest.Mo
 
 
 def test_a_slow_look_up_does_not_shorten_the_timeout_of_a_post(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes 0.3 s of 0.4 s, and the answer 0.2 s."""
+    """The timeout is 0.4 s, the look-up takes 0.3 s and the answer 0.2 s."""
     real = socket.getaddrinfo
 
     def slow(*arguments: Any, **options: Any) -> Any:
@@ -285,7 +285,7 @@ def test_known_addresses_are_used_while_a_look_up_hangs(
 
 
 def certificate(folder: Path) -> ssl.SSLContext:
-    """A server's TLS context for 127.0.0.1, whose certificate lies in `folder` as ca.pem."""
+    """A server's TLS context for 127.0.0.1. Its certificate is `folder`/ca.pem."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "loopback")])
     now = datetime.now(UTC)
@@ -319,7 +319,7 @@ def test_tls_connections_are_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             posted = opened.post(old(*(f"c{n}" for n in range(10))), BODY * 1000, time.monotonic() + LONG)
             assert posted.count("delivered") == 10
     assert {request.body for request in endpoint.requests} == {BODY * 1000}
-    assert endpoint.streams <= 6  # of 20 posts and more: 2, one for the reset, one for each chunked answer
+    assert endpoint.streams <= 6  # 2, one more after the reset, and one after each chunked answer
 
 
 def test_nothing_is_sent_to_a_server_whose_certificate_is_not_trusted(tmp_path: Path) -> None:
