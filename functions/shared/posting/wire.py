@@ -28,7 +28,7 @@ Address = tuple[int, Any]
 
 
 class Wire:
-    """It connects while its first request waits. TLS certificates are verified against `hostname`."""
+    """One HTTP connection, opened by its first request. TLS certificates are verified against `hostname`."""
 
     def __init__(
         self, address: Address, hostname: str, tls: ssl.SSLContext | None, session: ssl.SSLSession | None
@@ -47,7 +47,7 @@ class Wire:
         self.kept = False
         """Whether it comes from an earlier batch and has not answered since. It may be dead."""
         self.used = False
-        """Whether it has carried an answer before. A used wire may have died while it was idle."""
+        """Whether it has received an answer before. A used wire may have died while it was idle."""
         self.answering = False
         """Whether part of the answer has arrived, so that the server received the request."""
         self.status: int | None = None
