@@ -80,7 +80,7 @@ class Pool:
         if now >= self._addresses_until and now >= self._no_look_up_until:
             self._resolve(now, deadline)
         if self._addresses is None:
-            raise OSError(f"the look-up of {self._host} has just failed")
+            raise OSError(f"no address of {self._host} is known")
         return Wire(next(self._addresses), self._host, self._tls, self._tls_session)
 
     def _resolve(self, now: float, deadline: float) -> None:
