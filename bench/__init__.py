@@ -1,1 +1,1 @@
-"""Benchmarks: each prints a table of ratios, and exits 1 when a target is missed."""
+"""Benchmarks. Each prints a table of ratios, and exits with 1 when a target is missed."""

@@ -1,8 +1,8 @@
-"""What a whole broadcast costs and how it grows, through the real state machines on the embedded stack.
+"""The cost of a whole broadcast by size, through the real state machines on the embedded stack.
 
-Connections are rows only; a stub stands for `@connections`. Counts (executions, transitions, invocations,
-units, bytes) are those of the run and hold on AWS; seconds are this machine's. Durations that AWS bills are
-taken from the run too, so the dollars are an upper bound wherever AWS is faster than two shared cores.
+Connections exist only as rows, and a stub replaces the `@connections` endpoint. Counts (executions,
+transitions, invocations, units, bytes) are the same on AWS. Seconds are this machine's. The durations that
+AWS bills are measured here too, so the dollars are an upper bound where AWS is faster.
 """
 
 import argparse
@@ -30,22 +30,22 @@ from muster.outputs import Outputs
 PRICES = json.loads(Path(__file__).with_name("prices.json").read_text())
 PAGE_SIZE, BATCH_SIZE, SHARDS = 500, 250, 4
 DELIVER_GB = 512 / 1024
-EXPRESS_GB = 0.064  # the least that an Express workflow is billed for [Step Functions pricing]
+EXPRESS_GB = 0.064  # the minimum that is billed for an Express workflow [Step Functions pricing]
 STATE_LIMIT = 256 * 1024
 EVENT_LIMIT = 25_000
-# A task leaves 5 events in a history, another state 2, a Map iteration 2 and a Map or a Parallel 4: RunFanOut
-# and PartitionDone?; an iteration and its last Pass; all the rest.
+# History events: a task has 5, another state 2, a Map iteration 2, a Map or a Parallel 4. A run is RunFanOut
+# and PartitionDone?; a partition is an iteration and its last Pass; EVENTS_APART is all the rest.
 EVENTS_PER_RUN, EVENTS_PER_PARTITION, EVENTS_APART = 7, 4, 45
 EVENTS_PER_TASK_EACH = 7
 
-# The quota that a broadcast of 100,000 meets on AWS, and the parts of it that this machine may serve.
+# The default quota on AWS for a broadcast to 100,000, and the shares of it that this machine can serve.
 QUOTA_RATE, QUOTA_BURST, QUOTA_AUDIENCE = 10_000, 5_000, 100_000
 QUOTA_SCALES = (0.1, 0.05, 0.02)
 
 
 @dataclass
 class Measured:
-    """One broadcast: what it took, and what AWS would bill beside API Gateway's own price per message."""
+    """What one broadcast used. AWS bills it in addition to API Gateway's price per message."""
 
     way: str
     audience: int
@@ -63,7 +63,7 @@ class Measured:
 
     @property
     def together(self) -> float:
-        """Dollars per million deliveries."""
+        """Dollars per million deliveries, without API Gateway."""
         return sum(self.dollars.values())
 
     @property
@@ -93,7 +93,7 @@ def main() -> int:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="audiences")
     options = parser.parse_args()
     console = Console()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stack is taken down then too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` stops the stack
     met: dict[str, bool] = {}
     variables = {
         "page_size": PAGE_SIZE,
@@ -124,7 +124,7 @@ def main() -> int:
                                 measured.append(run(outputs, stub, size))
             report(console, measured, met)
             fastest = max(run.audience / run.seconds for run in measured if run.way == "muster")
-            # Twice as fast as the quota, so that the quota is what holds the broadcast up.
+            # The machine must be twice as fast as the quota, so that the quota is the bottleneck.
             affordable = (scale for scale in QUOTA_SCALES if fastest >= 2 * QUOTA_RATE * scale)
             scale = next(affordable, QUOTA_SCALES[-1])
             rate, burst = QUOTA_RATE * scale, QUOTA_BURST * scale
@@ -138,14 +138,14 @@ def main() -> int:
                 under_quota(console, outputs, stub, met, scale)
         finally:
             stack.down()
-    for text, holds in met.items():
-        console.print(f"{'met   ' if holds else 'MISSED'}  {text}", style="green" if holds else "red")
+    for text, is_met in met.items():
+        console.print(f"{'met   ' if is_met else 'MISSED'}  {text}", style="green" if is_met else "red")
     return 0 if all(met.values()) else 1
 
 
 @contextlib.contextmanager
 def timed(console: Console, title: str) -> Iterator[None]:
-    """Show what is under way, then what it took."""
+    """Show a title while it runs, then the seconds."""
     started = time.perf_counter()
     with console.status(title):
         yield
@@ -153,7 +153,7 @@ def timed(console: Console, title: str) -> Iterator[None]:
 
 
 def post_to(outputs: Outputs, stub: callbacks.Callbacks) -> None:
-    """Have Deliver post to the stub."""
+    """Let Deliver post to the stub."""
     functions = outputs.client("lambda")
     name = outputs.function_names["deliver"]
     variables = functions.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
@@ -162,7 +162,7 @@ def post_to(outputs: Outputs, stub: callbacks.Callbacks) -> None:
 
 
 def fill(outputs: Outputs, count: int) -> None:
-    """Leave exactly `count` live rows in the connections table, spread over the shards."""
+    """Add or delete rows until the connections table has exactly `count`, spread over the shards."""
     table = outputs.resource("dynamodb").Table(outputs.connections_table)
     pages = outputs.client("dynamodb").get_paginator("scan")
     counted = pages.paginate(TableName=outputs.connections_table, Select="COUNT")
@@ -193,14 +193,14 @@ def _connection_id(n: int) -> str:
 
 
 def broadcast(outputs: Outputs) -> tuple[str, Any]:
-    """Broadcast to everybody; return the execution's ARN and the receipt."""
+    """Broadcast to all. Return the execution's ARN and the receipt."""
     broadcaster = Broadcaster.from_outputs(outputs)
     execution = broadcaster.start("alert", {"all": True}, {"text": "x" * 400})
     return execution.arn, broadcaster.wait(execution, timeout=900)
 
 
 def muster(outputs: Outputs, stub: callbacks.Callbacks, size: int) -> Measured:
-    """One broadcast to everybody, and everything that AWS would have counted of it."""
+    """Broadcast to all, and count everything that AWS bills."""
     stub.counted()
     billed_from = int(time.time() * 1000)
     children_before = {
@@ -222,12 +222,12 @@ def muster(outputs: Outputs, stub: callbacks.Callbacks, size: int) -> Measured:
         seconds=receipt.duration_ms / 1000,
         invocations=1 + len(milliseconds),
         gb_seconds=sum(milliseconds) / 1000 * DELIVER_GB,
-        # Eventually consistent: half a unit for 4 KB of whole index rows, before projection [DynamoDB].
+        # Eventually consistent: half a unit per 4 KB of index rows, before projection [DynamoDB].
         read_units=receipt.pages * math.ceil(size / receipt.pages * INDEX_ROW_BYTES / 4096) / 2,
         write_units=2,  # Claim and Record
         executions=1 + runs,
-        # Accept, Accepted?, Claim, Record with one audience, Reach, FanOut, Notify?, NotNotified, Summarise;
-        # a partition ends once, and each run of its child is RunFanOut and PartitionDone?.
+        # Accept, Accepted?, Claim, Record with one audience, Reach, FanOut, Notify?, NotNotified, Summarise.
+        # Each partition adds one, and each run of its child adds RunFanOut and PartitionDone?.
         transitions=10 + partitions + 2 * runs,
         express_seconds=sum((child["stopDate"] - child["startDate"]).total_seconds() for child in children),
         express_runs=runs,
@@ -241,14 +241,14 @@ def muster(outputs: Outputs, stub: callbacks.Callbacks, size: int) -> Measured:
 
 
 INDEX_ROW_BYTES = 190
-"""A row of AllIndex: its keys, userId, role, connectedAt and ttl with their names, and 100 bytes of overhead
-that DynamoDB counts for each indexed item."""
+"""A row of AllIndex: its keys, userId, role, connectedAt and ttl with their names, and the 100 bytes that
+DynamoDB adds for each indexed item."""
 ROW_BYTES = 250
-"""A row of the table itself."""
+"""A row of the table."""
 
 
 def sample(outputs: Outputs, stub: callbacks.Callbacks, size: int) -> Measured:
-    """What AWS's own sample does: scan the table, then post to each with the SDK, one after the other."""
+    """The way of AWS's sample: scan the table, then post to each connection with the SDK, one by one."""
     stub.counted()
     started = time.perf_counter()
     gateway = outputs.session().client("apigatewaymanagementapi", endpoint_url=stub.endpoint)
@@ -268,7 +268,7 @@ def sample(outputs: Outputs, stub: callbacks.Callbacks, size: int) -> Measured:
 
 
 def task_each(outputs: Outputs, stub: callbacks.Callbacks, size: int) -> Measured:
-    """A Standard workflow as it is drawn first: scan a page, then a Map with one task per connection."""
+    """A simple Standard workflow: scan a page, then run a Map with one task per connection."""
     machines = outputs.client("stepfunctions")
     role = machines.describe_state_machine(stateMachineArn=outputs.broadcast_state_machine_arn)["roleArn"]
     machine = machines.create_state_machine(
@@ -293,7 +293,7 @@ def task_each(outputs: Outputs, stub: callbacks.Callbacks, size: int) -> Measure
         gb_seconds=sum(milliseconds) / 1000 * DELIVER_GB,
         read_units=size * ROW_BYTES / 4096 / 2,
         executions=1,
-        transitions=size + 3 * pages + 1,  # ScanPage, PostToEach and MorePages? a page, and Done
+        transitions=size + 3 * pages + 1,  # ScanPage, PostToEach and MorePages? per page, and Done
         largest_state=largest_state,
         events=size * EVENTS_PER_TASK_EACH + pages * 11 + 4,
     )
@@ -352,11 +352,11 @@ WAYS: dict[str, tuple[Callable[[Outputs, callbacks.Callbacks, int], Measured], f
     "scan, one Lambda, SDK": (sample, 10_000),
     "Standard Map, a task each": (task_each, 1_000),
 }
-"""Each way, and the largest audience that it is measured with: its cost per delivery is the same beyond."""
+"""Each way, and the largest audience it is measured with. Its cost per delivery is the same beyond that."""
 
 
 def report(console: Console, measured: Sequence[Measured], met: dict[str, bool]) -> None:
-    """Print what was measured, and note the targets."""
+    """Print the measurements, and add the targets to `met`."""
     columns: dict[str, Callable[[Measured], str]] = {
         "audience": lambda run: f"{run.audience:,}",
         "s": lambda run: f"{run.seconds:.1f}",
@@ -369,7 +369,7 @@ def report(console: Console, measured: Sequence[Measured], met: dict[str, bool])
         "RCU": lambda run: f"{run.read_units:.0f}",
         "state KiB": lambda run: f"{run.largest_state / 1024:.0f}",
     }
-    _print(console, "A broadcast to everybody, on the embedded stack", measured, columns)
+    _print(console, "A broadcast to all, on the embedded stack", measured, columns)
     message = 1e6 * PRICES["api_gateway_message"]
     columns = {
         "audience": lambda run: f"{run.audience:,}",
@@ -379,7 +379,7 @@ def report(console: Console, measured: Sequence[Measured], met: dict[str, bool])
         "together": lambda run: f"{run.together:.3f}",
         "of API Gateway": lambda run: f"{run.together / message:.1%}",
     }
-    title = f"Dollars per million deliveries, beside API Gateway's own {message:.2f}"
+    title = f"Dollars per million deliveries, in addition to API Gateway's {message:.2f}"
     _print(console, title, measured, columns)
 
     ours = [run for run in measured if run.way == "muster"]
@@ -388,7 +388,7 @@ def report(console: Console, measured: Sequence[Measured], met: dict[str, bool])
         bills = [run.together * run.audience / 1e6 for run in (smallest, largest)]
         each = (bills[1] - bills[0]) / (largest.audience - smallest.audience)
         fixed = bills[0] - each * smallest.audience
-        console.print(f"A broadcast costs ${fixed:.5f}, and ${each * 1e6:.4f} per million deliveries on top")
+        console.print(f"A broadcast costs ${fixed:.5f}, plus ${each * 1e6:.4f} per million deliveries")
         for run in ours[1:-1]:
             expected = (fixed + each * run.audience) / run.audience * 1e6
             met[f"at {run.audience:,} the cost is within a fifth of that line"] = (
@@ -400,11 +400,11 @@ def report(console: Console, measured: Sequence[Measured], met: dict[str, bool])
         f"At 1,000,000: a child run carries {per_run:,.0f} connections here, so "
         f"{1_000_000 / per_run:,.0f} runs and about {events:,.0f} events of {EVENT_LIMIT:,}\n"
     )
-    met[f"at {largest.audience:,} everything but API Gateway's price is under 5% of it"] = (
+    met[f"at {largest.audience:,} all other costs are under 5% of API Gateway's price"] = (
         largest.together < 0.05 * message
     )
-    met["no state passes 256 KiB"] = max(run.largest_state for run in ours) < STATE_LIMIT
-    met["no execution nears 25,000 events at 1,000,000"] = events < EVENT_LIMIT / 2
+    met["no state exceeds 256 KiB"] = max(run.largest_state for run in ours) < STATE_LIMIT
+    met["at 1,000,000 no execution has half of 25,000 events"] = events < EVENT_LIMIT / 2
 
 
 def _print(
@@ -415,32 +415,32 @@ def _print(
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(row.way, *(text(row) for text in columns.values()))
-    # As wide as it needs to be, also where the output is no terminal.
+    # Wide enough for the table, even if the output is not a terminal.
     Console(file=console.file, width=max(console.width, 132)).print(table)
 
 
 def under_quota(
     console: Console, outputs: Outputs, stub: callbacks.Callbacks, met: dict[str, bool], scale: float
 ) -> None:
-    """Time a broadcast under the quota, scaled to this machine, against the floor that the quota sets."""
+    """Time a broadcast under a quota scaled to this machine. Compare it with the quota's minimum."""
     rate, burst = QUOTA_RATE * scale, QUOTA_BURST * scale
     audience = round(QUOTA_AUDIENCE * scale)
     broadcast(outputs)
     stub.counted()
-    time.sleep(burst / rate)  # the bucket fills again
+    time.sleep(burst / rate)  # the token bucket refills
     _, receipt = broadcast(outputs)
     counted = stub.counted()
-    floor = (audience - burst) / rate
+    minimum = (audience - burst) / rate
     refused = counted.refused / (counted.taken + counted.refused)
     console.print(
         f"Quota scaled to {scale:.0%} for this machine ({rate:,.0f}/s, burst {burst:,.0f}), "
         f"{audience:,} connections: "
-        f"{counted.seconds:.2f} s from the first post to the last, the floor is {floor:.2f} s; "
-        f"{refused:.2%} refused; delivered {receipt.delivered:,}, failed {receipt.failed:,}\n"
+        f"{counted.seconds:.2f} s from the first post to the last, the minimum is {minimum:.2f} s; "
+        f"{refused:.2%} answered 429; delivered {receipt.delivered:,}, failed {receipt.failed:,}\n"
     )
-    met["under the quota within 1.15 of the floor"] = counted.seconds <= 1.15 * floor
-    met["fewer than 1% of the posts refused"] = refused < 0.01
-    met["under the quota everybody was reached"] = receipt.delivered == audience
+    met["under the quota at most 1.15 times the minimum"] = counted.seconds <= 1.15 * minimum
+    met["under the quota fewer than 1% of the posts get 429"] = refused < 0.01
+    met["under the quota every connection is delivered to"] = receipt.delivered == audience
 
 
 def _executions(outputs: Outputs, machine: str) -> list[dict[str, Any]]:
@@ -449,7 +449,7 @@ def _executions(outputs: Outputs, machine: str) -> list[dict[str, Any]]:
 
 
 def _states(outputs: Outputs, execution: str) -> Iterator[str]:
-    """The inputs and outputs of the states of an execution."""
+    """Yield the inputs and outputs of an execution's states."""
     pages = (
         outputs.client("stepfunctions")
         .get_paginator("get_execution_history")
@@ -463,7 +463,7 @@ def _states(outputs: Outputs, execution: str) -> Iterator[str]:
 
 
 def _billed_milliseconds(outputs: Outputs, function: str, since: int) -> list[int]:
-    """What Lambda would bill for each invocation since then, from the REPORT lines of its log."""
+    """Return the billed duration of each invocation since then, from the REPORT lines of the log."""
     pages = outputs.client("logs").get_paginator("filter_log_events")
     events = pages.paginate(
         logGroupName=outputs.log_groups[function], startTime=since, filterPattern="REPORT"

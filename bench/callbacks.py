@@ -1,8 +1,8 @@
-"""A stub that stands for `@connections` behind a whole broadcast: it counts, and enforces a quota.
+"""A stub of the `@connections` endpoint for whole broadcasts. It counts posts and enforces a quota.
 
-`python -m bench.callbacks RATE BURST` prints its port and serves on 127.0.0.1 until it is ended. POST
-answers 200, or 429 when the token bucket (RATE a second, BURST at once; 0: no quota) is empty. GET answers
-what was counted.
+`python -m bench.callbacks RATE BURST` prints its port and serves on 127.0.0.1 until it is terminated. A POST
+gets 200, or 429 when the token bucket is empty. RATE is in posts per second; 0 means no quota. A GET returns
+the counts as JSON.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _REFUSED = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n"
 
 @dataclass(frozen=True)
 class Counted:
-    """What a stub has seen: posts taken and refused, and the seconds from the first to the last one taken."""
+    """Posts accepted (`taken`), answered 429 (`refused`), and seconds between the first and last accepted."""
 
     taken: int
     refused: int
@@ -32,21 +32,21 @@ class Counted:
 
 
 class Callbacks:
-    """A stub that runs in a process of its own."""
+    """A stub in another process."""
 
     def __init__(self, port: int) -> None:
-        """Know where it listens."""
+        """Address the stub on this port."""
         self.endpoint = f"http://127.0.0.1:{port}/live"
 
     def counted(self) -> Counted:
-        """What it has counted since the last call."""
+        """Return the counts since the last call."""
         with urllib.request.urlopen(self.endpoint, timeout=10) as answer:
             return Counted(**json.load(answer))
 
 
 @contextlib.contextmanager
 def running(rate: float = 0, burst: float = 0) -> Iterator[Callbacks]:
-    """Run a stub for as long as the context lasts."""
+    """Run a stub during the `with` block."""
     command = [sys.executable, "-m", "bench.callbacks", str(rate), str(burst)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
     try:

@@ -1,4 +1,4 @@
-"""A bar chart as SVG, drawn without a plotting library: it is a dozen rectangles."""
+"""A bar chart as SVG. It is a dozen rectangles, so it needs no plotting library."""
 
 from collections.abc import Mapping
 from html import escape
@@ -8,7 +8,7 @@ _WIDTH, _ROW, _LABEL, _TOP = 760, 34, 150, 56
 
 
 def bars(path: Path, title: str, values: Mapping[str, float]) -> None:
-    """Write horizontal bars, longest first, each with its value rounded to a whole number."""
+    """Write horizontal bars, longest first, with their values rounded to whole numbers."""
     longest = max(values.values())
     rows = sorted(values.items(), key=lambda row: -row[1])
     parts = [

@@ -1,8 +1,8 @@
-"""The ways to post that are compared, each run in a process of its own.
+"""The ways to post that are compared. Each runs in its own process.
 
-`python contenders.py WAY ENDPOINT POSTS IN_FLIGHT` prints one JSON object: seconds and CPU seconds for the
-posts, warm, and the process's peak memory in MiB. With 0 posts it makes a single one and prints nothing:
-what is timed then is the process, from its start.
+`python contenders.py WAY ENDPOINT POSTS IN_FLIGHT` warms up, posts, and prints one JSON object: the seconds
+and CPU seconds of the posts, and the peak memory of the process in MiB. With POSTS 0 it makes one post and
+prints nothing, so that the caller can time the process from its start.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ Post = Callable[[int], None]
 
 
 def connection_ids(count: int) -> list[str]:
-    """Ids of the form that API Gateway gives, with the `=` that has to be encoded."""
+    """Ids like API Gateway's, which end in a `=` that must be encoded."""
     return [f"L0SM9cOF{n:06d}="[:16] for n in range(count)]
 
 
 def muster(endpoint: str, in_flight: int) -> Post:
-    """The posting core of this project, in batches as Deliver gets them."""
+    """The posting engine of this project, with batches as in Deliver."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from botocore.session import Session
 
@@ -48,7 +48,7 @@ def muster(endpoint: str, in_flight: int) -> Post:
 
 
 def boto3_threads(endpoint: str, in_flight: int) -> Post:
-    """What nearly everybody does: the SDK's client and a pool of threads."""
+    """The most common way: the SDK's client and a pool of threads."""
     import boto3
     from botocore.config import Config
 
@@ -90,7 +90,7 @@ def aiobotocore(endpoint: str, in_flight: int) -> Post:
 
 
 def pycurl_http2(endpoint: str, in_flight: int) -> Post:
-    """Our signer with libcurl's multi interface over HTTP/2, the fastest of the kept libraries."""
+    """Muster's signer with libcurl's multi interface over HTTP/2, the fastest maintained library."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     import pycurl
 
@@ -150,7 +150,7 @@ WAYS = {
 
 
 def main() -> None:
-    """Measure one way."""
+    """Measure one way to post."""
     way, endpoint, posts, in_flight = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     post = WAYS[way](endpoint, in_flight)
     if posts == 0:

@@ -1,8 +1,8 @@
 """What a deployment costs a month: `python -m bench.cost --people 2000 --broadcasts 20 --hours 12`.
 
-Prices are those of prices.json, a broadcast's cost is what bench.broadcast has measured (docs/delivery.md),
-and the rest is counted from the code, as the constants say. `--write` brings docs/cost.md up to date, and a
-test holds the page to that.
+Prices are in prices.json. bench.broadcast has measured the cost of a broadcast (docs/delivery.md). The rest
+follows from the code, as the constants below say. `--write` updates docs/cost.md, and a test checks that the
+page is up to date.
 """
 
 import argparse
@@ -21,73 +21,73 @@ PRICES = json.loads(Path(__file__).with_name("prices.json").read_text())
 DAYS = 30
 GB = 1e9
 
-# A client pings and resumes at each heartbeat and gets an answer to both (muster/client.py, README.md).
+# A client sends a ping and a resume at each heartbeat, and gets an answer to each.
 MESSAGES_PER_HEARTBEAT, INVOCATIONS_PER_HEARTBEAT = 4, 2
 # `touch` rewrites the row and its copy in UserIndex, the one index that projects lastSeenAt.
 WRITES_PER_HEARTBEAT = 2 * 2
-# `resume` reads up to four audiences, consistently, and none of them takes less than a unit.
+# `resume` reads up to four audiences with strong consistency, each at least one unit.
 READS_PER_HEARTBEAT = 4
-# A client moves to a new connection five minutes before API Gateway's two hours.
+# A client replaces its connection five minutes before API Gateway's limit of two hours.
 MINUTES_PER_CONNECTION = 115
-# The row is put and deleted, in the table and in its four indexes.
+# The row is put and deleted in the table and its four indexes.
 INVOCATIONS_PER_CONNECTION, WRITES_PER_CONNECTION, READS_PER_CONNECTION = 2, 2 * 5, 1
-# Two updates of the ledger; a look for other connections and one for the profile.
+# Two ledger updates, a query for other connections, and a read of the profile.
 WRITES_PER_OFFLINE, READS_PER_OFFLINE = 2, 1
-# Sent by SNS, received and deleted by a consumer.
+# A send by SNS, a receive and a delete by the consumer.
 REQUESTS_PER_OFFLINE = 3
 
-# Assumed, for AWS has not been measured: an invocation of connect, disconnect or default, at 512 MB;
-# what it logs, Lambda's own lines included; a pong or an empty resume; a message as a client gets it; the
-# part of an audience that is not reached.
+# Assumptions, not measured on AWS: an invocation of connect, disconnect or default at 512 MB; its log with
+# Lambda's own lines; a pong or an empty resume; a message as the client receives it; the share of an audience
+# that is not reached.
 GB_SECONDS = 0.05 * 0.5
 LOG_BYTES = 700
 REPLY_BYTES = 250
 MESSAGE_BYTES = 600
 OFFLINE_SHARE = 0.01
-# Lambda traces the first request of each second and 5% of the others; the first are counted in the 5%.
+# Lambda traces the first request of each second, and 5% of the others. The former are neglected.
 TRACED = 0.05
-# A row with its copies in the indexes.
+# A row and its copies in the indexes.
 ROW_BYTES = 5 * 250
 
-# Held to the plan by tests/contract/test_monitoring.py.
+# tests/contract/test_monitoring.py compares these with the Terraform plan.
 METRICS, ALARM_METRICS = 19, 32
 
 
 @dataclass(frozen=True)
 class Use:
-    """How a deployment is used; each broadcast is to everybody."""
+    """The use of a deployment. Every broadcast has the target `all`."""
 
     people: int
     broadcasts: float
-    """A day."""
+    """Per day."""
     hours: float = 24
-    """A day that each of them is connected."""
+    """Hours a day that each person is connected."""
     heartbeat: float = 300
-    """Seconds."""
+    """Seconds between two heartbeats of a client."""
 
     @property
     def heartbeats(self) -> float:
-        """Heartbeats a month, of everybody."""
+        """Heartbeats of all people in a month."""
         return self.people * self.hours * 3600 / self.heartbeat * DAYS
 
     @property
     def minutes(self) -> float:
-        """Connection minutes a month, of everybody."""
+        """Connection minutes of all people in a month."""
         return self.people * self.hours * 60 * DAYS
 
     @property
     def connections(self) -> float:
-        """Connections opened in a month."""
+        """Connections opened by all people in a month."""
         return self.people * max(1, self.hours * 60 / MINUTES_PER_CONNECTION) * DAYS
 
     @property
     def reached(self) -> float:
-        """Connections posted to in a month, by those broadcasts that find them open."""
+        """Posts to open connections in a month."""
         return self.people * self.hours / 24 * self.broadcasts * DAYS
 
 
 def monthly(use: Use) -> dict[str, float]:
-    """Dollars a month, by what they are paid for."""
+    """Return dollars per month, by item."""
     price = PRICES
     offline = use.reached * OFFLINE_SHARE
     invocations = use.heartbeats * INVOCATIONS_PER_HEARTBEAT + use.connections * INVOCATIONS_PER_CONNECTION
@@ -130,7 +130,7 @@ def monthly(use: Use) -> dict[str, float]:
 
 
 def measured() -> list[tuple[int, float]]:
-    """Audience and dollars of a broadcast beside API Gateway's, smallest first, from docs/delivery.md."""
+    """Read the audiences and dollars (without API Gateway) in docs/delivery.md, smallest first."""
     section = (DOCS / "delivery.md").read_text().split("## What a broadcast costs")[1].split("\n## ")[0]
     ours = section.split("| **muster** |")[1].split("\n| scan")[0]
     rows = re.findall(r"(?:^|\n\| \|) ([\d,]+) \|.*\| \**([\d.]+)\** \|(?=\n|$)", ours)
@@ -139,13 +139,15 @@ def measured() -> list[tuple[int, float]]:
 
 
 def per_broadcast(audience: float) -> float:
-    """Dollars beside API Gateway's, on the line through the smallest and the largest audience measured."""
-    (small, low), *_, (large, high) = measured()
+    """Interpolate dollars (without API Gateway) between the smallest and the largest audience measured."""
+    points = measured()
+    small, low = points[0]
+    large, high = points[-1]
     return low + (high - low) * (audience - small) / (large - small)
 
 
 def table(uses: Sequence[Use]) -> str:
-    """A Markdown table of what each costs."""
+    """Return a Markdown table of the monthly costs of each use."""
     bills = [monthly(use) for use in uses]
     head = [f"{use.people:,} people" for use in uses]
     rows = [["dollars a month", *head], ["---", *["---:"] * len(uses)]]
@@ -169,11 +171,11 @@ TABLES: dict[str, Sequence[Use]] = {
     "seldom": [Use(people, 10, hours=2, heartbeat=540) for people in (500, 5_000, 50_000)],
     "busy": [Use(people, 200) for people in (500, 5_000, 50_000)],
 }
-"""The tables of docs/cost.md, by their markers."""
+"""The tables in docs/cost.md, by the name in their markers."""
 
 
 def generated(text: str) -> str:
-    """The page with its tables written anew."""
+    """Return the page with updated tables."""
     for name, uses in TABLES.items():
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->\n"
         before, rest = text.split(begin)
@@ -182,18 +184,22 @@ def generated(text: str) -> str:
 
 
 def main() -> None:
-    """Print what a use costs, or write the page."""
+    """Print the costs of one use, or update the page."""
     parser = argparse.ArgumentParser(prog="python -m bench.cost", description=__doc__)
     parser.add_argument("--people", type=int, default=5_000)
-    parser.add_argument("--broadcasts", type=float, default=10, help="a day, each to everybody")
-    parser.add_argument("--hours", type=float, default=24, help="a day that each of them is connected")
-    parser.add_argument("--heartbeat", type=float, default=300, help="seconds, below 600")
-    parser.add_argument("--write", action="store_true", help="write docs/cost.md instead")
+    parser.add_argument("--broadcasts", type=float, default=10, help="per day, each to all people")
+    parser.add_argument("--hours", type=float, default=24, help="per day that each person is connected")
+    parser.add_argument(
+        "--heartbeat", type=float, default=300, help="seconds between two heartbeats, below 600"
+    )
+    parser.add_argument("--write", action="store_true", help="update docs/cost.md instead")
     options = parser.parse_args()
     if options.people < 1 or options.broadcasts < 0:
         parser.error("--people must be at least 1, and --broadcasts at least 0")
     if not (0 < options.hours <= 24 and 0 < options.heartbeat < 600):
-        parser.error("--hours must be up to 24, and --heartbeat below 600, when API Gateway closes")
+        parser.error(
+            "--hours must be up to 24, and --heartbeat below 600: API Gateway closes idle connections"
+        )
     if options.write:
         PAGE.write_text(generated(PAGE.read_text()))
     else:

@@ -1,8 +1,7 @@
-"""How fast, how cheaply and how soon after a cold start each way of posting delivers.
+"""Throughput, CPU time, memory and cold start of several ways to post.
 
-Every way posts the same body to the same TLS stub, one after the other in interleaved rounds, on one
-processor while the stub has the other. Figures are medians; the ratios within one run are what to quote,
-because machines differ.
+Every way posts the same body to the same TLS stub. They run in interleaved rounds, on one processor, while
+the stub has the other. Figures are medians. Quote the ratios within one run, because machines differ.
 """
 
 import argparse
@@ -28,7 +27,7 @@ CONTENDERS = Path(__file__).with_name("contenders.py")
 CLIENT_CPU, STUB_CPU = 0, 1
 BODY_BYTES = 500
 
-# So many posts a round that each way takes about a second.
+# Posts per round, so that each way takes about a second.
 POSTS = {
     "muster": 30_000,
     "pycurl-http2": 20_000,
@@ -45,29 +44,29 @@ SLOW_POSTS = {"muster": 20_000, "boto3-threads": 1_000, "aiobotocore": 1_000}
 
 @dataclass
 class Way:
-    """All runs of one way: posts, seconds, CPU seconds and peak MiB each."""
+    """The runs of one way to post. Each has posts, seconds, CPU seconds and peak MiB."""
 
     runs: list[tuple[int, float, float, float]] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
-        """Posts per second, the median."""
+        """The median of posts per second."""
         return median(posts / seconds for posts, seconds, _, _ in self.runs)
 
     @property
     def cpu(self) -> float:
-        """CPU milliseconds per 1,000 posts, the median."""
+        """The median of CPU milliseconds per 1,000 posts."""
         return median(cpu * 1e6 / posts for posts, _, cpu, _ in self.runs)
 
     @property
     def peak(self) -> float:
-        """Peak memory of the process in MiB, the largest."""
+        """The largest peak memory of the process in MiB."""
         return max(peak for _, _, _, peak in self.runs)
 
 
 @dataclass
 class Results:
-    """Everything that was measured; cold starts in seconds, `memory` is (recipients, peak MiB)."""
+    """All measurements. `cold` is in seconds; `memory` contains (recipients, peak MiB)."""
 
     fast: dict[str, Way]
     slow: dict[str, Way]
@@ -76,10 +75,10 @@ class Results:
 
 
 def main() -> int:
-    """Run the benchmark. Return 0 when every target is met, 1 when not, 2 when it cannot run."""
+    """Run the benchmark. Return 0 when every target is met, 1 when one is missed, 2 when it cannot run."""
     parser = argparse.ArgumentParser(prog="python -m bench.delivery", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds; quote no fewer than 5")
-    parser.add_argument("--svg", type=Path, help="also draw posts per CPU-second into this file")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds; quote at least 5")
+    parser.add_argument("--svg", type=Path, help="also draw a chart of posts per CPU-second into this file")
     options = parser.parse_args()
     console = Console()
     try:
@@ -98,7 +97,7 @@ def main() -> int:
 
 
 def measure(target: stub.Stub, rounds: int, tell: Callable[[str], None]) -> Results:
-    """Run every way `rounds` times, interleaved, so that the machine's moods touch all alike."""
+    """Run every way `rounds` times, interleaved, so that other load affects all of them alike."""
     other_python = _other_python(tell)
     fast = {name: Way() for name in POSTS}
     slow = {name: Way() for name in SLOW_POSTS} if target.slow_endpoint else {}
@@ -137,7 +136,7 @@ def measure(target: stub.Stub, rounds: int, tell: Callable[[str], None]) -> Resu
 
 
 def report(console: Console, results: Results) -> bool:
-    """Print the tables, and whether each target is met."""
+    """Print the tables and the targets. Return whether all targets are met."""
     fast, slow, baseline = results.fast, results.slow, results.fast["boto3-threads"]
     table = Table(title=f"One core, {BODY_BYTES}-byte body over TLS, warm")
     for heading in ("way", "posts/s", "CPU ms per 1,000", "posts per CPU-s, x boto3", "peak MiB"):
@@ -169,12 +168,12 @@ def report(console: Console, results: Results) -> bool:
         "memory flat from 1,000 to 100,000 recipients (within 5%)": max(peaks) <= 1.05 * min(peaks),
     }
     if slow:
-        # nginx's own timers bound the stub; a busy client is bound by its processor.
+        # nginx's timers limit the stub, and a busy client is limited by its processor.
         ours = slow["muster"]
         bound = ours.rate >= 9_000 or ours.rate * ours.cpu / 1e6 >= 0.9
-        targets["at 15 ms service time 9,000 posts/s, or the processor's bound"] = bound
+        targets["at 15 ms service time 9,000 posts/s, or a processor that is 90% busy"] = bound
     else:
-        console.print("15 ms service time: not measured, nginx has no echo module here", style="yellow")
+        console.print("15 ms service time: not measured, because nginx has no echo module", style="yellow")
     for text, met in targets.items():
         console.print(f"{'met   ' if met else 'MISSED'}  {text}", style="green" if met else "red")
     return all(targets.values())
@@ -200,7 +199,7 @@ def _load_generator(name: str, target: stub.Stub) -> tuple[int, float, float, fl
 
 
 def _run(command: Sequence[str], target: stub.Stub) -> tuple[str, float, float]:
-    """Run a program on the client's processor; return what it prints, its CPU seconds and its peak MiB."""
+    """Run a program on the client's processor. Return its output, CPU seconds and peak MiB."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=_environment(target), text=True)
     os.sched_setaffinity(process.pid, {CLIENT_CPU})
     assert process.stdout
@@ -227,11 +226,11 @@ def _environment(target: stub.Stub) -> Mapping[str, str]:
 
 
 def _other_python(tell: Callable[[str], None]) -> str:
-    """An interpreter of its own for what the project does not use; aiobotocore pins another botocore."""
+    """Return an interpreter for packages that the project does not use. aiobotocore pins another botocore."""
     folder = ROOT / "build" / "cache" / "bench"
     python = folder / "bin" / "python"
     if not python.exists():
-        tell("installing the other ways beside the project")
+        tell("installing the packages of the other ways")
         venv.create(folder, with_pip=True)
         install = [
             str(python),

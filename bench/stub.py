@@ -1,4 +1,4 @@
-"""A TLS stub that stands for `@connections`: nginx, which answers faster than anything here can ask."""
+"""A TLS stub of the `@connections` endpoint: nginx, which is faster than every client measured here."""
 
 import contextlib
 import datetime
@@ -45,12 +45,12 @@ http {{
 
 
 class Missing(Exception):
-    """A program that the benchmark needs is not installed; the text says which, and how to get it."""
+    """A program that the benchmark needs is not installed. The text names it and its Debian package."""
 
 
 @dataclass(frozen=True)
 class Stub:
-    """A running stub: `endpoint` answers at once, `slow_endpoint` after 15 ms; `authority` signed its key."""
+    """A running stub. `endpoint` answers at once, `slow_endpoint` after 15 ms. `authority` is its CA file."""
 
     endpoint: str
     slow_endpoint: str | None
@@ -58,7 +58,7 @@ class Stub:
 
 
 def require(program: str, package: str) -> str:
-    """The path of a program. Raises `Missing`."""
+    """Return the path of a program. Raises `Missing`."""
     found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
     if not found:
         raise Missing(f"{program} is not installed: on Debian, apt-get install {package}")
@@ -67,7 +67,7 @@ def require(program: str, package: str) -> str:
 
 @contextlib.contextmanager
 def running(cpu: int) -> Iterator[Stub]:
-    """Run the stub on one processor for as long as the context lasts."""
+    """Run the stub on one processor during the `with` block."""
     nginx = require("nginx", "nginx-light libnginx-mod-http-echo")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -81,7 +81,7 @@ def running(cpu: int) -> Iterator[Stub]:
             port=port,
             affinity=f"{1 << cpu:b}",
             load=f"load_module {_ECHO_MODULE};" if echo else "",
-            # "return" frames its answer by Content-Length, as API Gateway does; "echo" would send chunks.
+            # "return" answers with a Content-Length, as API Gateway does. "echo" would send chunks.
             slow="location /slow/ { echo_sleep 0.015; echo_exec /live; }" if echo else "",
         )
         (folder / "nginx.conf").write_text(configuration)

@@ -1,4 +1,4 @@
-"""Deliver: post one message to one batch of connections and say what became of each."""
+"""Deliver: post one message to a batch of connections and report the outcome of each."""
 
 import time
 from typing import Any
@@ -12,31 +12,41 @@ from functions.shared.posting.gateway import Gateway, Pace, Posted, Recipient
 from functions.shared.telemetry import instrumented, logger, metrics
 
 REPORT_MILLISECONDS = 1_500
-"""What an invocation keeps of its time for answering. Posts still unanswered by then are reported as failed
-rather than lost with the invocation."""
+"""The time of an invocation that is kept for the result. Posts without an answer by then are reported as
+failed. Otherwise Lambda would end the invocation, and the outcomes of the batch would be lost."""
 
 
 @at_init
 def gateway() -> Gateway:
-    """Built by the first event at the latest; it and its HTTP connections last as long as the environment."""
+    """Return the gateway of this Lambda environment. Its HTTP connections are reused between invocations."""
     config = settings.load(settings.Deliver)
     return Gateway(config.connections_endpoint, session(), config.post_concurrency)
 
 
 @instrumented
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Answer a `delivery-result` for a `delivery-batch`: every connection delivered, gone or failed, once."""
+    """Post a `delivery-batch`. Return a `delivery-result`, which counts every connection exactly once."""
     started = time.monotonic()
     seconds = (context.get_remaining_time_in_millis() - REPORT_MILLISECONDS) / 1000
     posted = deliver(event, started + seconds, gateway())
-    result = summarise(posted)
-    counts = {key: result[key] for key in ("delivered", "gone", "failed", "retries")}
-    for name, value in {**counts, "throttled": posted.throttled}.items():
-        metrics.add_metric(name.capitalize(), MetricUnit.Count, value)
+    result = delivery_result(posted)
     milliseconds = round((time.monotonic() - started) * 1000)
+    metrics.add_metric("Delivered", MetricUnit.Count, result["delivered"])
+    metrics.add_metric("Gone", MetricUnit.Count, result["gone"])
+    metrics.add_metric("Failed", MetricUnit.Count, result["failed"])
+    metrics.add_metric("Retries", MetricUnit.Count, result["retries"])
+    metrics.add_metric("Throttled", MetricUnit.Count, posted.throttled)
     metrics.add_metric("DeliveryLatency", MetricUnit.Milliseconds, milliseconds)
     logger.info(
-        "batch posted", extra={"messageId": event["messageId"], **counts, "milliseconds": milliseconds}
+        "batch posted",
+        extra={
+            "messageId": event["messageId"],
+            "delivered": result["delivered"],
+            "gone": result["gone"],
+            "failed": result["failed"],
+            "retries": result["retries"],
+            "milliseconds": milliseconds,
+        },
     )
     return result
 
@@ -44,44 +54,43 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
 def deliver(batch: dict[str, Any], deadline: float, gateway: Gateway) -> Posted:
     """Post to every connection of a `delivery-batch`.
 
-    A row that does not hold what `$connect` stores ends as failed, after all others, and is logged. Its
-    recipient has no user id if the row has none.
+    A row that lacks what `$connect` stores is logged and reported as failed, after all others. Its recipient
+    has an empty user id if the row has none.
     """
     recipients: list[Recipient] = []
-    unreadable: list[tuple[Recipient, str]] = []
+    malformed: list[tuple[Recipient, str]] = []
     for row in batch["connections"]:
         try:
             recipients.append(Recipient.parse(row))
         except ValueError as error:
             user_id = row.get("userId")
-            unreadable.append(
-                (Recipient(row["connectionId"], user_id if isinstance(user_id, str) else "", 0), str(error))
-            )
-    if unreadable:
+            recipient = Recipient(row["connectionId"], user_id if isinstance(user_id, str) else "", 0)
+            malformed.append((recipient, str(error)))
+    if malformed:
         logger.error(
-            "rows of the connections table cannot be read",
+            "skipped rows of the connections table that cannot be parsed",
             extra={
                 "messageId": batch["messageId"],
-                "rows": {who.connection_id: problem for who, problem in unreadable},
+                "rows": {recipient.connection_id: problem for recipient, problem in malformed},
             },
         )
     pace = Pace(**batch["pace"]) if "pace" in batch else None
     posted = gateway.post(recipients, batch["envelope"].encode(), deadline, pace)
-    posted.outcomes += [(who, "failed") for who, _ in unreadable]
+    posted.outcomes += [(recipient, "failed") for recipient, _ in malformed]
     return posted
 
 
-def summarise(posted: Posted) -> dict[str, Any]:
-    """The `delivery-result` of a posted batch."""
+def delivery_result(posted: Posted) -> dict[str, Any]:
+    """Return the `delivery-result` of a batch."""
     return {
         "delivered": posted.count("delivered"),
         "gone": posted.count("gone"),
         "failed": posted.count("failed"),
         "retries": posted.retries,
         "undelivered": [
-            {"connectionId": who.connection_id, "reason": outcome}
-            | ({"userId": who.user_id} if who.user_id else {})
-            for who, outcome in posted.outcomes
+            {"connectionId": recipient.connection_id, "reason": outcome}
+            | ({"userId": recipient.user_id} if recipient.user_id else {})
+            for recipient, outcome in posted.outcomes
             if outcome != "delivered"
         ],
     }

@@ -1,19 +1,15 @@
-"""Instants as clients and rows hold them, and how long a handshake takes. Imports nothing of AWS."""
+"""The time format of messages and rows: ISO 8601, UTC, milliseconds."""
 
 from datetime import UTC, datetime
 
-HANDSHAKE_SECONDS = 10
-"""`$connect` stores the row before API Gateway opens the socket. A connection younger than this may answer
-410 for that reason alone: the post is repeated, and the row is kept."""
-
 
 def iso(epoch_seconds: float) -> str:
-    """An instant as clients see it: ISO 8601, UTC, milliseconds."""
+    """Format epoch seconds, as in 2026-01-31T08:00:00.000Z."""
     return (
         datetime.fromtimestamp(epoch_seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     )
 
 
 def epoch(instant: str) -> float:
-    """The epoch seconds of an ISO 8601 instant."""
+    """Parse an ISO 8601 time into epoch seconds. Raises ValueError."""
     return datetime.fromisoformat(instant).timestamp()

@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from functions.shared.posting import gateway
+from functions.shared.posting import batch
 from tests.support.functions import shorten_timeouts
 from tests.support.gateways import close_gateways
 from tests.support.proxy import FaultProxy
@@ -44,7 +44,7 @@ def proxy() -> Iterator[FaultProxy]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timeouts and backoffs of a tenth, so that giving up takes no minutes."""
     shorten_timeouts(monkeypatch, 0.4)
-    monkeypatch.setattr(gateway, "GONE_AGAIN_SECONDS", 0.1)
-    monkeypatch.setattr(gateway, "FIRST_BACKOFF_SECONDS", 0.01)
-    monkeypatch.setattr(gateway, "LONGEST_BACKOFF_SECONDS", 0.05)
-    monkeypatch.setattr(gateway, "THROTTLED_SECONDS", 0.5)
+    monkeypatch.setattr(batch, "GONE_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(batch, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(batch, "LONGEST_BACKOFF_SECONDS", 0.05)
+    monkeypatch.setattr(batch, "THROTTLED_SECONDS", 0.5)

@@ -19,7 +19,6 @@ from hypothesis.stateful import (
 )
 
 from functions.shared.messages import uuid7
-from functions.shared.posting import gateway
 from tests.support.functions import shorten_timeouts
 from tests.support.gateways import outcome_of
 from tests.support.machines import ALWAYS, CALLS, Failures, Json, Machines
@@ -450,7 +449,7 @@ def test_client_that_was_posted_to_during_its_handshake_gets_the_next_message(
     """
     machines = Machines(proxy.endpoint, page_size=7, batch_size=3)
     if naive:
-        monkeypatch.setattr(gateway, "HANDSHAKE_SECONDS", 0)
+        monkeypatch.setattr("functions.shared.posting.recipients.HANDSHAKE_SECONDS", 0)
     opening = machines.connect("u0", "resident", "north", age=1)
     proxy.reset(Script({opening: [GONE]}))
     first = machines.broadcast({"shelters": ["north"]})

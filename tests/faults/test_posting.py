@@ -1,4 +1,4 @@
-"""`Gateway.post` against everything that can go wrong between it and a connection."""
+"""`Gateway.post` with every fault that can occur between it and a connection."""
 
 import itertools
 import random
@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from functions.shared.posting import gateway
+from functions.shared.posting import batch
 from functions.shared.posting.gateway import Outcome
 from tests.conftest import Figure
 from tests.support.certificates import certify
 from tests.support.functions import shorten_timeouts
-from tests.support.gateways import BODY, Session, make_gateway, post, recipients
+from tests.support.gateways import BODY, make_gateway, post, recipients
 from tests.support.proxy import (
     BROKEN,
     CUT,
@@ -38,41 +38,41 @@ from tests.support.proxy import (
     late,
 )
 
-A, T = gateway.ATTEMPTS, gateway.POST_TIMEOUTS
+A, T = batch.ATTEMPTS, batch.POST_TIMEOUTS
 
 LATE = late(1.0)
-"""After the (shortened) timeout of a post."""
+"""Answered after the (shortened) timeout of a post."""
 
 CASES: dict[str, tuple[list[Act], Outcome, int, int]] = {
-    # what the connection's posts meet (the last for ever), outcome, posts, messages taken
+    # the proxy's acts (the last is repeated), outcome, number of posts, number of messages accepted
     "200": ([TAKEN], "delivered", 1, 1),
     "410": ([GONE], "gone", 2, 0),
     "410-spurious": ([GONE, TAKEN], "delivered", 2, 1),
     "429-burst": ([THROTTLED] * 3 + [TAKEN], "delivered", 4, 1),
-    "429-for-ever": ([THROTTLED], "failed", A, 0),
+    "429-always": ([THROTTLED], "failed", A, 0),
     "403": ([FORBIDDEN], "failed", 1, 0),
     "413": ([TOO_LARGE], "failed", 1, 0),
     **{f"{status}-once": ([Act(status), TAKEN], "delivered", 2, 1) for status in (500, 502, 503, 504)},
-    **{f"{status}-for-ever": ([Act(status)], "failed", A, 0) for status in (500, 502, 503, 504)},
+    **{f"{status}-always": ([Act(status)], "failed", A, 0) for status in (500, 502, 503, 504)},
     "silence-once": ([SILENT, TAKEN], "delivered", 2, 1),
-    "silence-for-ever": ([SILENT], "failed", T, 0),
+    "silence-always": ([SILENT], "failed", T, 0),
     "late-once": ([LATE, TAKEN], "delivered", 2, 2),
-    "late-for-ever": ([LATE], "failed", T, T),
+    "late-always": ([LATE], "failed", T, T),
     "reset-before-once": ([RESET_BEFORE, TAKEN], "delivered", 2, 1),
-    "reset-before-for-ever": ([RESET_BEFORE], "failed", A, 0),
+    "reset-before-always": ([RESET_BEFORE], "failed", A, 0),
     "reset-after-once": ([RESET_AFTER, TAKEN], "delivered", 2, 2),
-    "reset-after-for-ever": ([RESET_AFTER], "failed", A, A),
+    "reset-after-always": ([RESET_AFTER], "failed", A, A),
     "cut-once": ([CUT, TAKEN], "delivered", 2, 2),
-    "cut-for-ever": ([CUT], "failed", A, A),
+    "cut-always": ([CUT], "failed", A, A),
     "garbage-once": ([GARBAGE, TAKEN], "delivered", 2, 1),
-    "gone-at-last": ([BROKEN, THROTTLED, GONE], "gone", 4, 0),
-    "refused-at-last": ([BROKEN, THROTTLED, FORBIDDEN], "failed", 3, 0),
+    "gone-in-the-end": ([BROKEN, THROTTLED, GONE], "gone", 4, 0),
+    "rejected-in-the-end": ([BROKEN, THROTTLED, FORBIDDEN], "failed", 3, 0),
 }
 
 
 @pytest.fixture(params=["http", "https"])
 def either(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A proxy over plain HTTP, and one over TLS whose certificate is trusted."""
+    """A proxy over plain HTTP, or over TLS with a trusted certificate."""
     tls = None
     if request.param == "https":
         tls = certify(tmp_path / "trusted.pem")
@@ -82,31 +82,32 @@ def either(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("quick")
-def test_each_connection_meets_its_own_fate_and_its_outcome_says_so(either: FaultProxy) -> None:
-    # With so many others, those that meet a 429 are no crowd.
+def test_each_connection_gets_the_outcome_of_its_own_faults(either: FaultProxy) -> None:
+    # Twice as many recipients as cases, so that the 429s are too few for a used-up quota.
     audience = recipients(2 * len(CASES))
-    fates = dict(zip(audience, CASES.items(), strict=False))
-    either.reset(Script({who.connection_id: case[0] for who, (_, case) in fates.items()}))
+    recipient_of = dict(zip(CASES, audience, strict=False))
+    either.reset(Script({recipient_of[name].connection_id: case[0] for name, case in CASES.items()}))
 
     posted = post(either, audience)
 
     outcomes = dict(posted.outcomes)
-    found = {
-        name: (outcomes[who], len(seen := either.posts_to(who.connection_id)), sum(p.act.taken for p in seen))
-        for who, (name, _) in fates.items()
-    }
-    free = {name: case[1:] for name, case in CASES.items()}
-    # A reset of a kept connection is met with one more post, at no charge.
-    for name, (outcome, posts, taken) in free.items():
-        more = "reset" in name and found[name][1] == posts + 1
-        again = more and "after" in name and found[name][2] == taken + 1
-        assert found[name] == (outcome, posts + more, taken + again), name
-    charged = sum(posts for _, posts, _ in found.values()) - len(CASES)
-    assert charged - sum("reset" in name for name in CASES) <= posted.retries <= charged
+    repeated = 0
+    for name, (_, outcome, posts, taken) in CASES.items():
+        recipient = recipient_of[name]
+        seen = either.posts_to(recipient.connection_id)
+        repeated += len(seen) - 1
+        if "reset" in name and len(seen) == posts + 1:
+            # The post of a kept connection that resets is repeated once without counting an attempt.
+            posts += 1
+            taken += seen[0].act.taken
+        found = (outcomes[recipient], len(seen), sum(each.act.taken for each in seen))
+        assert found == (outcome, posts, taken), name
+    resets = sum("reset" in name for name in CASES)
+    assert repeated - resets <= posted.retries <= repeated
 
 
 @pytest.mark.usefixtures("quick")
-def test_everything_at_random_for_one_post_in_a_hundred(either: FaultProxy, rng: random.Random) -> None:
+def test_random_faults_for_one_post_in_a_hundred(either: FaultProxy, rng: random.Random) -> None:
     audience = recipients(600)
     either.reset(Script(chance=0.01, seed=rng.getrandbits(32)))
 
@@ -118,7 +119,7 @@ def test_everything_at_random_for_one_post_in_a_hundred(either: FaultProxy, rng:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", [*FAULTS, "late"])
-def test_fault_of_every_second_post_leaves_the_others_alone(
+def test_fault_of_half_of_the_recipients_does_not_affect_the_others(
     proxy: FaultProxy, rng: random.Random, fault: str
 ) -> None:
     audience = recipients(24)
@@ -133,13 +134,13 @@ def test_fault_of_every_second_post_leaves_the_others_alone(
 
 
 @pytest.mark.usefixtures("quick")
-def test_endpoint_slow_for_everybody_in_ten_broadcasts_at_once_is_not_asked_again(proxy: FaultProxy) -> None:
-    """Ten batches to 100 connections each, through one endpoint that answers 320 posts in the time of a post.
+def test_posts_of_ten_broadcasts_to_a_slow_endpoint_are_not_repeated(proxy: FaultProxy) -> None:
+    """Ten batches of 100 connections post to an endpoint that answers 320 posts per POST_TIMEOUT_SECONDS.
 
-    With 640 in flight, an answer takes twice the time after which a post that is alone in it is dead.
+    With 640 posts in flight, an answer takes twice that timeout.
     """
     batches, size, in_flight = 10, 100, 64
-    shortest = gateway.POST_TIMEOUT_SECONDS / 320
+    shortest = batch.POST_TIMEOUT_SECONDS / 320
     queue = itertools.count()
     began: list[float] = []
 
@@ -164,23 +165,23 @@ def test_endpoint_slow_for_everybody_in_ten_broadcasts_at_once_is_not_asked_agai
 
 
 @pytest.mark.usefixtures("quick")
-def test_client_whose_connection_always_resets_gets_few_copies(proxy: FaultProxy) -> None:
-    """Each reset costs a kept connection, of which the healthy traffic provides many."""
+def test_client_whose_posts_always_reset_gets_few_copies(proxy: FaultProxy) -> None:
+    """Each reset breaks a kept connection, and the other recipients' posts leave many."""
     audience = recipients(200)
-    poison = audience[100]
-    proxy.reset(Script({poison.connection_id: [RESET_AFTER]}))
+    resetting = audience[100]
+    proxy.reset(Script({resetting.connection_id: [RESET_AFTER]}))
 
     posted = post(proxy, audience)
 
     assert posted.count("delivered") == len(audience) - 1
-    assert proxy.taken[poison.connection_id] <= A + 1
+    assert proxy.taken[resetting.connection_id] <= A + 1
 
 
 @pytest.mark.usefixtures("quick")
-def test_quota_that_is_crowded_for_longer_than_the_attempts_fails_nobody(
+def test_quota_that_is_used_up_for_longer_than_the_attempts_fails_no_recipient(
     proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway, "THROTTLED_SECONDS", 10)
+    monkeypatch.setattr(batch, "THROTTLED_SECONDS", 10)
     free = time.monotonic() + 1
     proxy.reset(Script(decide=lambda seen: THROTTLED if time.monotonic() < free else None))
 
@@ -196,7 +197,7 @@ def test_quota_that_is_crowded_for_longer_than_the_attempts_fails_nobody(
 @pytest.mark.parametrize(
     "act", [THROTTLED, BROKEN, SILENT, RESET_BEFORE, late(60)], ids=["429", "500", "silence", "reset", "late"]
 )
-def test_deadline_ends_the_retries_and_what_is_left_is_reported(proxy: FaultProxy, act: Act) -> None:
+def test_deadline_ends_the_retries_and_the_rest_fails(proxy: FaultProxy, act: Act) -> None:
     audience = recipients(40)
     bad = set(audience[::2])
     proxy.reset(Script({who.connection_id: [act] for who in bad}))
@@ -208,11 +209,11 @@ def test_deadline_ends_the_retries_and_what_is_left_is_reported(proxy: FaultProx
     assert {who for who, outcome in posted.outcomes if outcome == "failed"} == bad
     assert max(seen.arrived for seen in proxy.posts) < started + 0.75
     before = len(proxy.posts)
-    time.sleep(0.3)  # nothing must come after the call, so there is nothing to wait for
+    time.sleep(0.3)  # the absence of later posts is no condition that can be awaited
     assert len(proxy.posts) == before
 
 
-def test_recipients_whose_turn_never_came_are_reported_too(proxy: FaultProxy) -> None:
+def test_recipients_that_were_never_posted_to_fail(proxy: FaultProxy) -> None:
     audience = recipients(50)
     proxy.reset(Script(otherwise=late(0.2)))
 
@@ -222,17 +223,17 @@ def test_recipients_whose_turn_never_came_are_reported_too(proxy: FaultProxy) ->
     assert posted.count("failed") == 50 - posted.count("delivered")
 
 
-# ---- one that does not answer
+# ---- a connection that does not answer
 
 
 def test_connection_that_never_answers_delays_no_other(
     proxy: FaultProxy, rng: random.Random, monkeypatch: pytest.MonkeyPatch, figure: Figure
 ) -> None:
-    """The 99th percentile of the others' completion, measured at the proxy, over rounds taken in turns."""
+    """Compare the 99th percentile of the other posts' completion, in alternating rounds, at the proxy."""
     timeout = 0.8
     shorten_timeouts(monkeypatch, timeout)
     carrier = make_gateway(proxy.endpoint, concurrency=64)
-    post(proxy, recipients(100), gateway=carrier)  # connections are opened
+    post(proxy, recipients(100), gateway=carrier)  # opens the connections
 
     def p99(acts: list[Act]) -> float:
         audience = recipients(300)
@@ -248,16 +249,17 @@ def test_connection_that_never_answers_delays_no_other(
 
     rounds = [(p99([TAKEN]), p99([SILENT])) for _ in range(7)]
 
-    without, beside = (median(times) for times in zip(*rounds, strict=True))
-    assert beside < timeout, "the round must be over before the silent post gives its place back"
-    name = f"p99 of 299 connections beside one that never answers, {without * 1000:.0f} ms without it"
-    figure(name, beside, 1.5 * without)
+    without_silent = median(without for without, _ in rounds)
+    with_silent = median(with_one for _, with_one in rounds)
+    assert with_silent < timeout, "the round must end before the silent post times out"
+    name = f"p99 of 299 connections while one never answers, {without_silent * 1000:.0f} ms without it"
+    figure(name, with_silent, 1.5 * without_silent)
 
 
-# ---- connections that died, names and certificates
+# ---- dead connections, names and certificates
 
 
-def test_sockets_that_died_between_two_calls_cost_neither_a_failure_nor_a_retry(either: FaultProxy) -> None:
+def test_sockets_that_died_between_two_calls_cause_neither_a_failure_nor_a_retry(either: FaultProxy) -> None:
     carrier = make_gateway(either.endpoint, concurrency=32)
     post(either, recipients(200), gateway=carrier)
     for audience in (recipients(3), recipients(200)):
@@ -272,7 +274,7 @@ def test_sockets_that_died_between_two_calls_cost_neither_a_failure_nor_a_retry(
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("wrong", ["untrusted", "expired", "another-name"])
-def test_certificate_that_does_not_hold_gets_nothing_posted(
+def test_nothing_is_posted_to_a_server_with_an_invalid_certificate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     tls = certify(
@@ -291,24 +293,24 @@ def test_certificate_that_does_not_hold_gets_nothing_posted(
     assert proxy.posts == []
 
 
-def test_certificate_put_right_within_the_batch_fails_nobody(
+def test_certificate_replaced_during_the_batch_fails_no_recipient(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, bad = tmp_path / "good.pem", tmp_path / "bad.pem"
     certify(good)
     tls = certify(bad)
     monkeypatch.setenv("SSL_CERT_FILE", str(good))
-    monkeypatch.setattr(gateway, "FIRST_BACKOFF_SECONDS", 0.3)
+    monkeypatch.setattr(batch, "FIRST_BACKOFF_SECONDS", 0.3)
     with FaultProxy(tls=tls) as proxy:
         carrier = make_gateway(proxy.endpoint)
         wrap, handshakes = ssl.SSLContext.wrap_socket, itertools.count()
 
-        def put_right(context: ssl.SSLContext, *arguments: Any, **options: Any) -> Any:
+        def replace_certificate(context: ssl.SSLContext, *arguments: Any, **options: Any) -> Any:
             if next(handshakes) == 10:
                 tls.load_cert_chain(good)
             return wrap(context, *arguments, **options)
 
-        monkeypatch.setattr(ssl.SSLContext, "wrap_socket", put_right)
+        monkeypatch.setattr(ssl.SSLContext, "wrap_socket", replace_certificate)
         posted = post(proxy, recipients(10), gateway=carrier)
 
     assert posted.count("delivered") == 10
@@ -316,7 +318,7 @@ def test_certificate_put_right_within_the_batch_fails_nobody(
 
 
 class Resolver:
-    """`socket.getaddrinfo` that fails for a while."""
+    """A `socket.getaddrinfo` that fails until a given time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, until: float = float("inf")) -> None:
         self.calls = 0
@@ -331,7 +333,7 @@ class Resolver:
         return self._real("127.0.0.1", *arguments, **options)
 
 
-def test_name_that_does_not_resolve_fails_everybody_within_the_attempts(
+def test_name_that_does_not_resolve_fails_every_recipient(
     proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolver = Resolver(monkeypatch)
@@ -342,45 +344,18 @@ def test_name_that_does_not_resolve_fails_everybody_within_the_attempts(
 
     assert posted.count("failed") == 30
     assert time.monotonic() - started < 10
-    # The name server is asked now and then, not once a post.
+    # The look-ups are limited by time, not by the number of posts.
     assert resolver.calls < 60
 
 
-def test_name_that_resolves_again_loses_nobody(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_that_resolves_again_fails_no_recipient(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Resolver(monkeypatch, until=time.monotonic() + 0.2)
-    # Long enough that no post uses up its attempts within the outage.
+    # The backoffs outlast the outage, so that no post uses up its attempts.
     monkeypatch.setattr("random.uniform", lambda low, high: high / 2)
     carrier = make_gateway(f"http://api.example.invalid:{proxy.port}/live")
 
     posted = post(proxy, recipients(30), gateway=carrier)
 
     assert posted.count("delivered") == 30
-
-
-# ---- credentials
-
-
-def test_credentials_rotated_within_a_batch_are_taken_up(
-    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The old ones are refused once a signature may have been made since, as when they expire."""
-    monkeypatch.setattr(gateway, "SIGNATURE_SECONDS", 0.2)
-    session = Session()
-    rotated: list[float] = []
-
-    def decide(seen: Post) -> Act | None:
-        if seen.number == 60:
-            session.access_key = "SECOND"
-            rotated.append(time.monotonic())
-        stale = "Credential=FIRST/" in seen.headers["authorization"]
-        # 0.2 s until the next signature, and as much for requests under way.
-        return FORBIDDEN if rotated and stale and time.monotonic() > rotated[0] + 0.4 else None
-
-    proxy.reset(Script(decide=decide, otherwise=late(0.02)))
-
-    posted = post(
-        proxy, recipients(600), gateway=make_gateway(proxy.endpoint, concurrency=8, session=session)
-    )
-
-    assert posted.count("delivered") == 600
-    assert "Credential=SECOND/" in proxy.posts[-1].headers["authorization"]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from functions.shared.posting import gateway
+from functions.shared.posting import batch
 from functions.shared.settings import Permission
 from tests.support.schemas import conforming
 
@@ -38,14 +38,14 @@ properties = settings(
 
 
 TIMEOUTS = ("POST_TIMEOUT_SECONDS", "SLOW_SECONDS", "SLOW_TIMEOUT_SECONDS", "REVIEW_SECONDS")
-"""The gateway's constants for how long it waits for responses."""
+"""The constants of `batch` that say how long it waits for answers."""
 
 
 def shorten_timeouts(monkeypatch: pytest.MonkeyPatch, post_timeout: float) -> None:
-    """Set the gateway's post timeout in seconds, and change its other timeouts in proportion."""
-    factor = post_timeout / gateway.POST_TIMEOUT_SECONDS
+    """Set the timeout of a post, in seconds, and scale the other timeouts in proportion."""
+    factor = post_timeout / batch.POST_TIMEOUT_SECONDS
     for name in TIMEOUTS:
-        monkeypatch.setattr(gateway, name, factor * getattr(gateway, name))
+        monkeypatch.setattr(batch, name, factor * getattr(batch, name))
 
 
 def token(

@@ -1,37 +1,22 @@
-"""What the in-process fault tests share: recipients, sessions, and what must hold of every posted batch."""
+"""Recipients, gateways and the checks of every posted batch, for the fault tests without a stack."""
 
 import time
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
 from uuid import uuid4
 
-from functions.shared.posting import gateway
+from functions.shared.posting import batch
 from functions.shared.posting.gateway import Gateway, Outcome, Posted, Recipient
+from tests.support.loopback import Session
 from tests.support.proxy import FaultProxy, Post
 
 BODY = '{"type":"alert","payload":{"text":"Überflutung 🌊"}}'.encode()
 
 SETTLED_SECONDS = 600
-"""Age of a connection that is past its handshake."""
-
-
-class Session:
-    """As much of a botocore session as a gateway asks for. Its credentials may be replaced at any time."""
-
-    def get_config_variable(self, name: str) -> str:
-        return {"region": "eu-west-1"}[name]
-
-    def __init__(self) -> None:
-        self.access_key = "FIRST"
-
-    def get_credentials(self) -> Any:
-        frozen = SimpleNamespace(access_key=self.access_key, secret_key="secret", token=None)
-        return SimpleNamespace(get_frozen_credentials=lambda: frozen)
+"""The age of a connection that is past its handshake."""
 
 
 def recipients(count: int, age: float = SETTLED_SECONDS) -> list[Recipient]:
-    """Connections as old as this, each of a user of its own. Their ids end in "=", as on AWS."""
+    """Connections of this age, each of another user. Their ids end in "=", as on AWS."""
     since = time.time() - age
     return [Recipient(f"{uuid4().hex[:12]}=", f"user-{n}", since) for n in range(count)]
 
@@ -39,20 +24,16 @@ def recipients(count: int, age: float = SETTLED_SECONDS) -> list[Recipient]:
 _made: list[Gateway] = []
 
 
-def make_gateway(endpoint: str, concurrency: int = 16, session: Session | None = None) -> Gateway:
-    """A gateway whose connections end with the test."""
-    _made.append(Gateway(endpoint, session or Session(), concurrency))
+def make_gateway(endpoint: str, concurrency: int = 16) -> Gateway:
+    """A gateway that is closed at the end of the test."""
+    _made.append(Gateway(endpoint, Session(), concurrency))
     return _made[-1]
 
 
 def close_gateways() -> None:
-    """Close what the gateways made so far keep open; in a Lambda, it ends with the environment."""
+    """Close the gateways made so far."""
     while _made:
-        wires = _made.pop()._wires
-        for wire in list(wires._watched):
-            wires.drop(wire)
-        wires._selector.close()
-        wires._resolver.shutdown()
+        _made.pop().close()
 
 
 def post(
@@ -61,30 +42,30 @@ def post(
     seconds: float = 20,
     gateway: Gateway | None = None,
 ) -> Posted:
-    """Post to an audience through a proxy, and hold what is reported to what was taken."""
+    """Post to an audience through a proxy, and check the result against the posts that the proxy saw."""
     posted = (gateway or make_gateway(proxy.endpoint)).post(audience, BODY, time.monotonic() + seconds)
     assert_accounted(proxy, audience, posted)
     return posted
 
 
 def assert_accounted(proxy: FaultProxy, audience: Sequence[Recipient], posted: Posted) -> None:
-    """Everybody has one outcome, in the order given, and it is what the last post to them was answered."""
-    assert [who for who, _ in posted.outcomes] == list(audience)
+    """Check that every recipient has one outcome, in the order given, that follows from its last answer."""
+    assert [recipient for recipient, _ in posted.outcomes] == list(audience)
     assert sum(posted.count(kind) for kind in ("delivered", "gone", "failed")) == len(audience)
-    for who, outcome in posted.outcomes:
-        seen = proxy.posts_to(who.connection_id)
-        # One more than the attempts: a kept connection that turned out to be dead is replaced at no charge.
-        # And a crowded quota is waited for, whatever the attempts.
-        assert sum(post.act.status != 429 for post in seen) <= gateway.ATTEMPTS + 1
+    for recipient, outcome in posted.outcomes:
+        seen = proxy.posts_to(recipient.connection_id)
+        # The post of a dead kept connection is repeated without counting an attempt, once. A 429 of a used-up
+        # quota uses up no attempt either.
+        assert sum(post.act.status != 429 for post in seen) <= batch.ATTEMPTS + 1
         assert {post.body for post in seen} <= {BODY}
-        assert outcome == outcome_of(seen, who.in_handshake()), (seen, who)
+        assert outcome == outcome_of(seen, recipient.in_handshake()), (seen, recipient)
 
 
 def outcome_of(posts: Sequence[Post], young: bool = False) -> Outcome:
-    """What the answers to a batch's posts to one connection say about it; `young`: it is in its handshake."""
+    """The outcome that follows from the answers to one connection. `young` means it is in its handshake."""
     statuses = [
         None
-        if post.answered is None or post.answered - post.arrived > gateway.POST_TIMEOUT_SECONDS
+        if post.answered is None or post.answered - post.arrived > batch.POST_TIMEOUT_SECONDS
         else post.act.status
         for post in posts
     ]

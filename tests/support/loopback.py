@@ -1,4 +1,4 @@
-"""The `@connections` endpoint on the loopback interface, as well or as badly behaved as a test wants."""
+"""An `@connections` endpoint on the loopback interface that answers as a test says, and posts to it."""
 
 import asyncio
 import itertools
@@ -9,20 +9,23 @@ import struct
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Self
 from urllib.parse import unquote
 
-from functions.shared.posting.gateway import Gateway
+from functions.shared.posting.gateway import Gateway, Posted, Recipient
 from tests.support.functions import Keys
 
 STAGE = "/live"
+BODY = '{"type":"alert","payload":{"text":"é🌍"}}'.encode()
+LONG = 20.0
+"""A time in seconds that no test reaches."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A post as it arrived, and when (`time.monotonic`), through the TCP connection of this number."""
+    """A post as it arrived. `at` is in seconds of `time.monotonic`; `stream` numbers the TCP connection."""
 
     connection_id: str
     headers: Mapping[str, str]
@@ -33,14 +36,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a post is answered with, piece by piece, and what becomes of the TCP connection then."""
+    """The answer to a post, in the pieces in which it is sent, and what the server then does."""
 
     pieces: tuple[bytes, ...] = ()
     then: Literal["keep", "close", "reset", "silence"] = "keep"
 
 
 def answer(status: int, *, close: bool = False) -> Answer:
-    """An answer as API Gateway gives it; with `close` it says that the connection is closed after it."""
+    """An answer like API Gateway's. With `close` it has `Connection: close`, and the server closes."""
     return Answer((_http(status, close),), "close" if close else "keep")
 
 
@@ -60,16 +63,16 @@ GARBAGE = Answer((b"SSH-2.0-OpenSSH_9.9\r\n\r\n",), "close")
 IN_PIECES = Answer((b"HTTP/1.1 2", b"00 OK\r\nContent-Length: 4\r", b"\n\r\n12", b"34"))
 CHUNKED = Answer((b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n", b"0\r\n", b"\r\n"))
 DIES_LATER = Answer(OK.pieces, "close")
-"""Closes without having said so. (A reset could overtake the answer.)"""
+"""The server closes without `Connection: close`. (A reset could overtake the answer.)"""
 
 Decide = Callable[[Request], Awaitable[Answer]]
 
 
 class Endpoint:
-    """A server in a thread of its own, for as long as its `with` block."""
+    """A server in its own thread, used as a context manager."""
 
     def __init__(self, decide: Decide, tls: ssl.SSLContext | None = None) -> None:
-        """`decide` answers each request; see `scripted`."""
+        """`decide` returns the answer to a request; see `scripted`."""
         self._decide = decide
         self._tls = tls
         self._loop = asyncio.new_event_loop()
@@ -77,10 +80,10 @@ class Endpoint:
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
         self.open = 0
-        """TCP connections that are open now."""
+        """The number of open TCP connections."""
         self.requests: list[Request] = []
         self.most_open = 0
-        """The most TCP connections that were open at once."""
+        """The highest number of TCP connections that were open at once."""
         self.url = ""
 
     def __enter__(self) -> Self:
@@ -97,12 +100,12 @@ class Endpoint:
         self._loop.close()
 
     def posts_to(self, connection_id: str) -> int:
-        """How many posts to this connection have arrived."""
+        """The number of posts to this connection that have arrived."""
         return sum(request.connection_id == connection_id for request in self.requests)
 
     @property
     def streams(self) -> int:
-        """How many TCP connections carried a request."""
+        """The number of TCP connections that carried a request."""
         return len({request.stream for request in self.requests})
 
     async def _start(self) -> asyncio.Server:
@@ -125,7 +128,7 @@ class Endpoint:
             while await self._exchange(reader, writer, stream):
                 pass
         except (EOFError, ConnectionError, asyncio.CancelledError):
-            pass  # the client has hung up, or the test is over
+            pass  # the client closed the connection, or the test ended
         finally:
             self._tasks.discard(task)
             writer.close()
@@ -134,7 +137,7 @@ class Endpoint:
     async def _exchange(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stream: int
     ) -> bool:
-        """Answer one request; return whether the connection stays."""
+        """Answer one request. Return whether the connection stays open."""
         line, *fields = (await reader.readuntil(b"\r\n\r\n"))[:-4].decode("ascii").split("\r\n")
         method, target, version = line.split(" ")
         assert (method, version) == ("POST", "HTTP/1.1")
@@ -158,7 +161,7 @@ class Endpoint:
 
 
 def scripted(scripts: Mapping[str, Sequence[Answer]], otherwise: Sequence[Answer] = (OK,)) -> Decide:
-    """Answer the posts to each connection as its script says; the last answer is repeated."""
+    """Answer the posts to a connection with its script, in order. The last answer is repeated."""
     positions: dict[str, int] = {}
 
     async def decide(request: Request) -> Answer:
@@ -172,7 +175,7 @@ def scripted(scripts: Mapping[str, Sequence[Answer]], otherwise: Sequence[Answer
 
 @dataclass
 class Session:
-    """As much of a botocore session as a gateway asks for; its keys may be exchanged at any time."""
+    """The part of a botocore session that a gateway uses. Its keys can be replaced at any time."""
 
     keys: Keys = field(default_factory=lambda: Keys("AKIDFIRST", "secret", None))
 
@@ -188,13 +191,27 @@ class Session:
 
 @contextmanager
 def gateway_to(url: str, concurrency: int = 8, session: Session | None = None) -> Iterator[Gateway]:
-    """A gateway that is taken apart afterwards: a function keeps its own for good, a test must not."""
-    opened = Gateway(url, session or Session(), concurrency)
-    try:
+    """A gateway that is closed at the end of the `with` block."""
+    with closing(Gateway(url, session or Session(), concurrency)) as opened:
         yield opened
-    finally:
-        wires = opened._wires
-        for wire in list(wires._watched):
-            wires.drop(wire)
-        wires._selector.close()
-        wires._resolver.shutdown()
+
+
+def old(*connection_ids: str) -> list[Recipient]:
+    """Recipients past their handshake."""
+    return [Recipient(name, f"user of {name}", time.time() - 3600) for name in connection_ids]
+
+
+def young(*connection_ids: str) -> list[Recipient]:
+    """Recipients that may still be in their handshake."""
+    return [Recipient(name, f"user of {name}", time.time()) for name in connection_ids]
+
+
+def post(url: str, recipients: Sequence[Recipient], seconds: float = LONG, concurrency: int = 8) -> Posted:
+    """Post BODY through a new gateway, with a deadline in this many seconds."""
+    with gateway_to(url, concurrency) as opened:
+        return opened.post(recipients, BODY, time.monotonic() + seconds)
+
+
+def outcomes(posted: Posted) -> dict[str, str]:
+    """The outcomes by connection id."""
+    return {recipient.connection_id: outcome for recipient, outcome in posted.outcomes}

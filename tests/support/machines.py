@@ -328,7 +328,7 @@ class Machines:
         with self._lock:
             self._environments.append(gateway)
             self.reported |= {who.connection_id: outcome for who, outcome in posted.outcomes}
-        result: Json = conforming("delivery-result", deliver.summarise(posted))
+        result: Json = conforming("delivery-result", deliver.delivery_result(posted))
         return result
 
     def _offline(self, batch: Json) -> Json:

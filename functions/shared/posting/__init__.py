@@ -1,1 +1,4 @@
-"""Posts a message to many connections at once. Only `deliver` and bench/ use this package."""
+"""The posting engine: sends one message to many WebSocket connections. `deliver` and bench/ use it.
+
+Import from `gateway`. The package imports neither AWS libraries nor telemetry.
+"""

@@ -1,8 +1,8 @@
-"""Signature Version 4 for PostToConnection, with everything that a batch shares computed once.
+"""Signature Version 4 for PostToConnection [AWS, Create a signed AWS API request].
 
-A broadcast posts one body, with the same headers, to one API; only the connection id in the path differs.
-So the signing key, the payload's hash and the canonical request around the path are made once a batch, and a
-post costs two SHA-256 digests and two HMAC finalisations. [AWS, Create a signed AWS API request]
+The posts of a batch have the same body, headers and host. Only the connection id in the path differs. So the
+signing key, the payload's hash and the canonical request around the path are computed once per batch, and a
+post costs two SHA-256 digests and two HMAC finalisations.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ SERVICE = "execute-api"
 
 
 class Credentials(Protocol):
-    """What botocore's frozen credentials carry."""
+    """The attributes of botocore's frozen credentials."""
 
     access_key: str
     secret_key: str
@@ -26,9 +26,9 @@ class Credentials(Protocol):
 
 
 class PostSigner:
-    """Makes the heads of signed `POST <endpoint>/@connections/<id>` requests with one body, at one instant.
+    """Builds the heads of signed `POST <endpoint>/@connections/<id>` requests that have the same body.
 
-    A signature holds for 5 minutes; make a new signer well within that, or when credentials change.
+    All signatures carry the time at which the signer was made. AWS accepts them for five minutes.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class PostSigner:
         now: datetime | None = None,
         trace_id: str | None = None,
     ) -> None:
-        """Sign for `endpoint`, the connections endpoint `https://host[:port]/stage` without a trailing slash.
+        """Sign requests to `endpoint`, which is `https://host[:port]/stage` without a trailing slash.
 
-        `trace_id` is the X-Ray header that the posts carry on, from the execution that asked for them.
+        `trace_id` is the X-Ray trace header of the execution, which the posts pass on.
         """
         url = urlsplit(endpoint)
         default_port = {"https": 443, "http": 80}[url.scheme]
@@ -58,26 +58,26 @@ class PostSigner:
         canonical_headers = "".join(f"{name}:{value}\n" for name, value in headers.items())
 
         self._path = url.path + "/@connections/"
-        # The canonical path is the wire's path encoded once more: @ becomes %40, and %3D becomes %253D.
+        # The canonical path is the request's path, encoded once more: @ becomes %40, and %3D becomes %253D.
         self._canonical_start = hashlib.sha256(f"POST\n{quote(self._path, safe='/~')}".encode())
         self._canonical_end = (
             f"\n\n{canonical_headers}\n{signed}\n{hashlib.sha256(body).hexdigest()}".encode()
         )
         self._to_sign = hmac.new(_signing_key(credentials.secret_key, scope), digestmod=hashlib.sha256)
         self._to_sign.update(f"{ALGORITHM}\n{stamp}\n{scope}\n".encode())
-        # Not signed, so that it may differ from what a proxy on the way makes of it.
+        # Not signed: a proxy may change them.
         unsigned = f"user-agent: muster/{__version__}\r\n"
         if trace_id:
             unsigned += f"x-amzn-trace-id: {trace_id}\r\n"
-        wire_headers = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        signed_headers = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._head_end = (
-            f" HTTP/1.1\r\n{wire_headers}{unsigned}content-length: {len(body)}\r\n"
+            f" HTTP/1.1\r\n{signed_headers}{unsigned}content-length: {len(body)}\r\n"
             f"authorization: {ALGORITHM} Credential={credentials.access_key}/{scope}, "
             f"SignedHeaders={signed}, Signature="
         )
 
     def head(self, connection_id: str) -> bytes:
-        """The request's head for one connection, up to and including the empty line."""
+        """Return the head of the request for one connection, including the empty line at its end."""
         encoded = quote(connection_id, safe="~")
         canonical = self._canonical_start.copy()
         canonical.update(encoded.replace("%", "%25").encode())

@@ -1,8 +1,10 @@
-"""One kept-alive HTTP/1.1 connection that never blocks: the part of an HTTP client that posting needs.
+"""A wire: one kept-alive, non-blocking HTTP/1.1 connection to the `@connections` endpoint.
+
+The name keeps it apart from a WebSocket connection, which is a recipient of posts.
 
 A wire carries one request at a time. Its owner starts a request, waits with a selector until the socket is
-ready for what `wants` says, and advances the wire, which returns the status of the answer. Everything that
-goes wrong raises one of BROKEN; the wire is then of no more use and is to be closed.
+ready for `wants`, and calls `advance`, which returns the status once the answer is complete. Every failure
+raises one of BROKEN. The owner must then close the wire.
 """
 
 import re
@@ -13,45 +15,45 @@ from contextlib import suppress
 from typing import Any
 
 BROKEN = (OSError, ValueError)
-"""What a connection that breaks (TLS failures are OSErrors) or an answer that is no HTTP raises."""
+"""What a broken connection (OSError, TLS failures included) or a malformed answer (ValueError) raises."""
 
 MAX_ANSWER_BYTES = 65_536
-"""The answers of `@connections` are a few hundred bytes; more is no answer."""
+"""The limit of an answer. Those of `@connections` have a few hundred bytes."""
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)[ \r]")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,5})[ \t]*\r\n(?![ \t])")
 
 Address = tuple[int, Any]
-"""An address family and the address in it, as `socket.getaddrinfo` gives them."""
+"""An address family and an address, as `socket.getaddrinfo` returns them."""
 
 
 class Wire:
-    """A connection that opens while its first request waits. TLS is verified against `hostname`."""
+    """One HTTP connection, opened by its first request. TLS certificates are verified against `hostname`."""
 
     def __init__(
         self, address: Address, hostname: str, tls: ssl.SSLContext | None, session: ssl.SSLSession | None
     ) -> None:
-        """Begin to connect. An earlier wire's TLS `session` spares most of the handshake."""
+        """Start to connect. The TLS `session` of an earlier wire saves most of the TLS handshake."""
         family, where = address
         self._socket = socket.socket(family, socket.SOCK_STREAM)
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.connect_ex(where)  # in progress; how it ended shows when the socket is writable
+        self._socket.connect_ex(where)  # in progress; the result is known when the socket is writable
         self._tls, self._hostname, self._session = tls, hostname, session
         self._open = False
         self._unsent = b""
         self._received = b""
         self.wants = selectors.EVENT_WRITE
         self.kept = False
-        """Whether it is left from an earlier batch and has not answered since: it may be dead."""
+        """Whether it comes from an earlier batch and has not answered since. It may be dead."""
         self.used = False
-        """Whether an answer has come through it: a used wire may have died while it was idle."""
+        """Whether it has received an answer before. A used wire may have died while it was idle."""
         self.answering = False
-        """Whether part of an answer has come: the server took the request."""
+        """Whether part of the answer has arrived, so that the server received the request."""
         self.status: int | None = None
-        """The status of the answer as soon as it is known, even if the rest never comes."""
+        """The status of the answer as soon as it is known, before the answer is complete."""
         self.reusable = False
-        """Whether the answer was read to its end and the connection can carry another request."""
+        """Whether the answer was read to its end, so that the wire can carry another request."""
 
     def fileno(self) -> int:
         """The socket's file descriptor, for the selector."""
@@ -63,7 +65,7 @@ class Wire:
         return self._open
 
     def start(self, request: bytes) -> None:
-        """Send a request, or as much of it as the socket takes now. The wire must be idle."""
+        """Start to send a request. The wire must be idle."""
         self._unsent, self._received = request, b""
         self.answering = self.reusable = False
         self.status = None
@@ -71,10 +73,10 @@ class Wire:
             self._send()
 
     def advance(self) -> int | None:
-        """Do what the socket is ready for. Return the status of an answer that has ended, else None.
+        """Send or receive what the socket is ready for. Return the status of a complete answer, else None.
 
-        An answer ends with the bytes that its Content-Length announces. One that is framed in another way, or
-        not at all, ends with its head: only the status matters, and the wire is then not `reusable`.
+        An answer with a Content-Length is complete after that many bytes. Any other answer is complete after
+        its head, because only the status matters; the wire is then not `reusable`.
         """
         if not self._open:
             self._open_up()
@@ -85,18 +87,18 @@ class Wire:
         return None
 
     def tls_session(self) -> ssl.SSLSession | None:
-        """The TLS session, for the next wires; there is one once an answer has come."""
+        """Return the TLS session for the next wires. It is None before the first answer and without TLS."""
         return self._socket.session if isinstance(self._socket, ssl.SSLSocket) else None
 
     def close(self) -> None:
-        """Close without a goodbye: nothing is owed to a connection that carries no request."""
+        """Close the socket, without TLS's close_notify."""
         self._socket.close()
 
     def _open_up(self) -> None:
         if not isinstance(self._socket, ssl.SSLSocket):
             error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:
-                raise OSError(error, "the connection was not made")
+                raise OSError(error, "the connection failed")
             if self._tls:
                 self._socket = self._tls.wrap_socket(
                     self._socket,
@@ -140,19 +142,19 @@ class Wire:
         if self.status is None or missing:
             if len(self._received) <= MAX_ANSWER_BYTES:
                 return None
-            raise ValueError("the answer is longer than any that @connections gives")
+            raise ValueError(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
         self.used = True
         self.reusable = missing == 0
         return self.status
 
 
 def read_answer(received: bytes) -> tuple[int | None, int | None]:
-    """The status of the final answer in all that was received for one request, and how its body is framed.
+    """Parse all bytes received for one request. Return the answer's status and the number of missing bytes.
 
-    The status is None as long as the answer's head is not complete; 1xx answers are skipped. The second value
-    is the number of bytes that are still to come. 0: the answer was read to its end. None: nobody can tell
-    where it ends, or there is more than it announces, or its server closes, so that the connection must not
-    carry another request. Raises ValueError for what is no HTTP/1.
+    The status is None until the head is complete. 1xx answers are skipped. The second value is 0 when the
+    answer was read to its end. It is None when the connection must not carry another request: the answer has
+    no clear end, more bytes follow it than it announces, or the server closes the connection. Raises
+    ValueError when the bytes are not HTTP/1.
     """
     start = 0
     while True:
@@ -161,7 +163,7 @@ def read_answer(received: bytes) -> tuple[int | None, int | None]:
             return None, None
         line = _STATUS.match(received, start)
         if not line:
-            raise ValueError("the answer is no HTTP/1.1")
+            raise ValueError("the answer is not HTTP/1.1")
         minor, status = line.groups()
         if status >= b"200":
             break

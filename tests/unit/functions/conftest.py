@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from functions.shared.posting import gateway
+from functions.shared.posting import batch
 from functions.shared.telemetry import logger, metrics
 from tests.support.fake_aws import DynamoDB, Sns, StepFunctions
 from tests.support.functions import Context
@@ -44,7 +44,7 @@ def context() -> Context:
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the gateway's pauses between attempts to a thousandth."""
     for pause in ("FIRST_BACKOFF_SECONDS", "LONGEST_BACKOFF_SECONDS", "GONE_AGAIN_SECONDS"):
-        monkeypatch.setattr(gateway, pause, getattr(gateway, pause) / 1000)
+        monkeypatch.setattr(batch, pause, getattr(batch, pause) / 1000)
 
 
 @pytest.fixture

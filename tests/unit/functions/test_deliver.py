@@ -54,7 +54,7 @@ def run(
     logs: Logs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Deliver to connections."""
+    """Invoke the handler with a batch of these connections."""
     with gateway_to(endpoint.url) as opened:
         monkeypatch.setattr(deliver, "gateway", lambda: opened)
 
@@ -65,7 +65,7 @@ def run(
         yield run
 
 
-def test_every_connection_is_posted_the_envelope_and_reported_once(
+def test_every_connection_gets_the_envelope_and_is_reported_once(
     run: Callable[..., dict[str, Any]], endpoint: Endpoint
 ) -> None:
     result = run("c1=", "gone=", "c2=", "broken=", "slow=")
@@ -82,7 +82,7 @@ def test_every_connection_is_posted_the_envelope_and_reported_once(
     assert {request.body.decode() for request in endpoint.requests} == {ENVELOPE}
 
 
-def test_counts_are_logged_and_measured_without_the_payload(
+def test_counts_are_logged_and_are_metrics_without_the_payload(
     run: Callable[..., dict[str, Any]], logs: Logs
 ) -> None:
     run("c1=", "gone=", "broken=", "slow=")
@@ -106,20 +106,20 @@ A_TIME = "2026-11-25T08:00:00.000Z"
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"userId": "u1"}, "connectedAt is not a time"),
-        ({"userId": "u1", "connectedAt": "yesterday"}, "connectedAt is not a time"),
-        ({"userId": "u1", "connectedAt": ""}, "connectedAt is not a time"),
-        ({"userId": "u1", "connectedAt": 1795421402}, "connectedAt is not a time"),
-        ({"userId": "u1", "connectedAt": None}, "connectedAt is not a time"),
-        ({"connectedAt": A_TIME}, "userId is not a text"),
-        ({"userId": "", "connectedAt": A_TIME}, "userId is not a text"),
-        ({"userId": 17, "connectedAt": A_TIME}, "userId is not a text"),
-        ({"userId": ["u1"], "connectedAt": A_TIME}, "userId is not a text"),
-        ({}, "userId is not a text"),
+        ({"userId": "u1"}, "connectedAt is missing or not an ISO 8601 time"),
+        ({"userId": "u1", "connectedAt": "yesterday"}, "connectedAt is missing or not an ISO 8601 time"),
+        ({"userId": "u1", "connectedAt": ""}, "connectedAt is missing or not an ISO 8601 time"),
+        ({"userId": "u1", "connectedAt": 1795421402}, "connectedAt is missing or not an ISO 8601 time"),
+        ({"userId": "u1", "connectedAt": None}, "connectedAt is missing or not an ISO 8601 time"),
+        ({"connectedAt": A_TIME}, "userId is missing or not a string"),
+        ({"userId": "", "connectedAt": A_TIME}, "userId is missing or not a string"),
+        ({"userId": 17, "connectedAt": A_TIME}, "userId is missing or not a string"),
+        ({"userId": ["u1"], "connectedAt": A_TIME}, "userId is missing or not a string"),
+        ({}, "userId is missing or not a string"),
     ],
     ids=str,
 )
-def test_a_row_that_cannot_be_read_fails_alone_and_is_reported(
+def test_a_malformed_row_fails_alone_and_is_logged(
     row: dict[str, Any],
     problem: str,
     context: Context,
@@ -145,7 +145,7 @@ def test_a_row_that_cannot_be_read_fails_alone_and_is_reported(
 
 
 @pytest.mark.parametrize("pace", [None, {"rate": 12.5, "credit": 3}])
-def test_the_gateway_is_given_the_batchs_pace_and_the_time_but_for_the_reports(
+def test_the_gateway_gets_the_pace_and_the_remaining_time_less_the_reserve(
     context: Context, logs: Logs, monkeypatch: pytest.MonkeyPatch, pace: dict[str, float] | None
 ) -> None:
     given: list[tuple[float, Pace | None]] = []
@@ -166,7 +166,7 @@ def test_the_gateway_is_given_the_batchs_pace_and_the_time_but_for_the_reports(
     assert passed_on == (Pace(**pace) if pace else None)
 
 
-def test_without_time_left_nothing_is_posted_and_everybody_is_reported(
+def test_without_time_left_nothing_is_posted_and_all_fail(
     run: Callable[..., dict[str, Any]], context: Context, endpoint: Endpoint
 ) -> None:
     context.remaining = deliver.REPORT_MILLISECONDS - 1

@@ -34,7 +34,7 @@ KEYS = Keys("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", None)
 
 @dataclass
 class Head:
-    """A request's head, taken apart."""
+    """A parsed request head."""
 
     line: str
     headers: dict[str, str]
@@ -48,7 +48,7 @@ class Head:
 
 @cache
 def boto3_client(endpoint: str) -> Any:
-    """A real client whose requests go nowhere, and are kept in `sent` on it."""
+    """A real client whose requests are stored in `client.sent` instead of sent."""
     session = boto3.Session(region_name=REGION, aws_access_key_id="test", aws_secret_access_key="test")
     client: Any = session.client("apigatewaymanagementapi", endpoint_url=endpoint)
     client.sent = []
@@ -66,8 +66,8 @@ class _Empty:
         return []
 
 
-def wire(endpoint: str, connection_id: str, body: bytes) -> AWSPreparedRequest:
-    """The request that boto3 would send."""
+def boto3_request(endpoint: str, connection_id: str, body: bytes) -> AWSPreparedRequest:
+    """The request that boto3 sends."""
     client = boto3_client(endpoint)
     client.post_to_connection(ConnectionId=connection_id, Data=body)
     request: AWSPreparedRequest = client.sent.pop()
@@ -75,7 +75,7 @@ def wire(endpoint: str, connection_id: str, body: bytes) -> AWSPreparedRequest:
 
 
 def botocore_signature(url: str, body: bytes, keys: Keys) -> tuple[dict[str, str], datetime]:
-    """The headers that botocore signs a post to `url` with, and the instant it takes for now."""
+    """The headers that botocore adds to a post to `url`, and the time that it signs."""
     request = AWSRequest(method="POST", url=url, data=body)
     SigV4Auth(Credentials(keys.access_key, keys.secret_key, keys.token), "execute-api", REGION).add_auth(
         request
@@ -88,7 +88,7 @@ IDS = (
     st.from_regex(r"[A-Za-z0-9_-]{10,14}=", fullmatch=True)
     | st.text("=+/%~ @:;&?#é世🌍aZ09-_.!*'()\"\\", min_size=1)
     | st.text(min_size=1)
-).filter(lambda identifier: identifier not in (".", ".."))  # which a URL's path cannot carry
+).filter(lambda identifier: identifier not in (".", ".."))  # a URL's path cannot contain them
 
 
 @properties
@@ -100,11 +100,11 @@ IDS = (
 )
 @example(ENDPOINTS[0], "L0SM9cOFvHcCIhw=", b"{}", None)
 @example(ENDPOINTS[1], "a+b/c%d e~é==", b"{}", "token")
-def test_a_head_asks_for_what_boto3_asks_for_and_is_signed_as_botocore_signs(
+def test_a_head_equals_boto3s_request_and_botocores_signature(
     endpoint: str, connection_id: str, body: bytes, session_token: str | None
 ) -> None:
     keys = replace(KEYS, token=session_token)
-    sent = wire(endpoint, connection_id, body)
+    sent = boto3_request(endpoint, connection_id, body)
     signed, now = botocore_signature(sent.url, body, keys)
 
     head = Head.parse(PostSigner(endpoint, REGION, keys, body, now).head(connection_id))
@@ -117,7 +117,7 @@ def test_a_head_asks_for_what_boto3_asks_for_and_is_signed_as_botocore_signs(
     assert head.headers == signed
 
 
-def test_the_host_is_named_without_the_port_that_goes_without_saying() -> None:
+def test_the_host_header_omits_the_default_port() -> None:
     hosts = {
         "https://h.example/live": "h.example",
         "https://h.example:443/live": "h.example",
@@ -130,7 +130,7 @@ def test_the_host_is_named_without_the_port_that_goes_without_saying() -> None:
 
 
 @pytest.mark.parametrize("change", ["body", "connection", "keys", "instant"])
-def test_nothing_signed_can_be_exchanged(change: str) -> None:
+def test_the_signature_depends_on_everything_signed(change: str) -> None:
     now = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
     first = PostSigner(ENDPOINTS[0], REGION, KEYS, b"{}", now).head("c1=")
     other = {
@@ -145,6 +145,6 @@ def test_nothing_signed_can_be_exchanged(change: str) -> None:
     assert len(signatures) == 2
 
 
-def test_the_signer_of_a_batch_signs_each_connection_apart_and_the_same_again() -> None:
+def test_each_connection_has_its_own_stable_signature() -> None:
     signer = PostSigner(ENDPOINTS[0], REGION, KEYS, b"{}")
     assert len({signer.head(f"c{n}=") for n in range(50)} | {signer.head("c7=")}) == 50

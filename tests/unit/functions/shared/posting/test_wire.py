@@ -1,4 +1,4 @@
-"""How answers are read, whatever pieces they come in: never one for another request."""
+"""How answers are parsed, in any pieces. No answer is ever assigned to another request."""
 
 import selectors
 import socket
@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 
 from functions.shared.posting.wire import BROKEN, MAX_ANSWER_BYTES, Wire, read_answer
 from tests.support.functions import properties
-from tests.support.loopback import Answer, Endpoint, Request, gateway_to
-from tests.unit.functions.shared.posting.test_gateway import BODY, LONG, old, outcomes
+from tests.support.loopback import BODY, LONG, Answer, Endpoint, Request, gateway_to, old, outcomes
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 
 STATUSES = [200, 400, 403, 410, 413, 418, 451]
-"""None of these is repeated but 410."""
+"""Only 410 is retried."""
 
 INTERIM = b"".join(
     [
@@ -66,16 +65,14 @@ def head(status: int, *fields: bytes, version: bytes = b"1.1") -> bytes:
     ],
     ids=str,
 )
-def test_the_status_counts_however_the_body_is_framed(
-    received: bytes, status: int, missing: int | None
-) -> None:
+def test_the_status_is_read_with_every_framing(received: bytes, status: int, missing: int | None) -> None:
     assert read_answer(received) == (status, missing)
 
 
 @pytest.mark.parametrize(
     "received", [b"", b"HTTP/1.1 200 OK", head(200)[:-1], INTERIM, INTERIM + head(410)[:-2]]
 )
-def test_without_a_whole_head_there_is_no_status(received: bytes) -> None:
+def test_there_is_no_status_before_the_head_is_complete(received: bytes) -> None:
     assert read_answer(received) == (None, None)
 
 
@@ -83,10 +80,10 @@ def test_without_a_whole_head_there_is_no_status(received: bytes) -> None:
     "received",
     [b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/2 200\r\n\r\n", b"HTTP/1.1 2000 OK\r\n\r\n", b"HTTP/1.1 OK\r\n\r\n"],
 )
-def test_what_is_no_http_is_refused(received: bytes) -> None:
-    with pytest.raises(ValueError, match="no HTTP"):
+def test_bytes_that_are_not_http_are_rejected(received: bytes) -> None:
+    with pytest.raises(ValueError, match="not HTTP"):
         read_answer(received)
-    with pytest.raises(ValueError, match="no HTTP"):
+    with pytest.raises(ValueError, match="not HTTP"):
         read_answer(INTERIM + received)
 
 
@@ -95,7 +92,7 @@ def test_what_is_no_http_is_refused(received: bytes) -> None:
 
 @contextmanager
 def connected() -> Iterator[tuple[Wire, socket.socket]]:
-    """A wire whose request is sent, and its server."""
+    """A wire whose request is sent, and the server's socket."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         wire = Wire((socket.AF_INET, server.getsockname()), "127.0.0.1", None, None)
         peer, _ = server.accept()
@@ -107,8 +104,8 @@ def connected() -> Iterator[tuple[Wire, socket.socket]]:
         wire.close()
 
 
-def say(peer: socket.socket, wire: Wire, piece: bytes) -> int | None:
-    """Send a piece and have the wire read it."""
+def send(peer: socket.socket, wire: Wire, piece: bytes) -> int | None:
+    """Send a piece and let the wire read it."""
     peer.sendall(piece)
     with selectors.DefaultSelector() as selector:
         selector.register(wire, selectors.EVENT_READ)
@@ -125,7 +122,7 @@ def say(peer: socket.socket, wire: Wire, piece: bytes) -> int | None:
     space=st.text(" \t", max_size=3),
     cuts=st.sets(st.integers(1, 400), max_size=12),
 )
-def test_an_answer_is_the_same_in_whatever_pieces_it_comes(
+def test_an_answer_in_pieces_is_read_like_a_whole_one(
     interim: list[int], status: int, body: bytes, name: bytes, space: str, cuts: set[int]
 ) -> None:
     blank = space.encode()
@@ -133,20 +130,20 @@ def test_an_answer_is_the_same_in_whatever_pieces_it_comes(
     text = b"".join(head(code) for code in interim) + head(status, b"date: now", field) + body
     places = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
     with connected() as (wire, peer):
-        said = [say(peer, wire, text[a:b]) for a, b in pairwise(places)]
-    assert said == [None] * (len(said) - 1) + [status]
+        statuses = [send(peer, wire, text[a:b]) for a, b in pairwise(places)]
+    assert statuses == [None] * (len(statuses) - 1) + [status]
     assert wire.reusable
 
 
-def test_an_answer_without_an_end_is_no_answer() -> None:
+def test_an_answer_that_never_ends_breaks_the_wire() -> None:
     with connected() as (wire, peer):
         for _ in range(MAX_ANSWER_BYTES // 1024):
-            assert say(peer, wire, b"x" * 1024) is None
+            assert send(peer, wire, b"x" * 1024) is None
         with pytest.raises(BROKEN):
-            say(peer, wire, b"x")
+            send(peer, wire, b"x")
 
 
-# Whole batches: what is left over of one answer is nobody else's
+# Whole batches: bytes after an answer are not the answer to the next request
 
 FRAMINGS = {
     "length": lambda status: head(status, b"content-length: 2") + b"{}",
@@ -185,7 +182,7 @@ SURPLUS = [
     ),
     concurrency=st.integers(1, 3),
 )
-def test_no_answer_is_given_to_another_recipient(
+def test_no_answer_is_assigned_to_another_recipient(
     fates: list[tuple[int, bytes, str, bytes, list[int]]], concurrency: int
 ) -> None:
     async def decide(request: Request) -> Answer:
