@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -90,12 +91,15 @@ class Outputs:
         """
         if source is not None or (source := os.environ.get("MUSTER_OUTPUTS")):
             return cls.read(Path(source))
-        from muster.local.stack import Stack  # noqa: PLC0415 - a stack has outputs
+        from muster.local import record, repository  # noqa: PLC0415 - only this form needs a local stack
 
-        local = Stack(state_dir).status()
-        if local.outputs is not None:
-            return local.outputs
-        if local.phase == "ready":
+        folder = (state_dir or repository.default_state_dir()).absolute()
+        local = record.read(folder)
+        running = local.running()
+        if running and local.outputs:
+            with suppress(OutputsError):
+                return cls.parse(local.outputs, source=str(folder / record.RECORD))
+        if running and local.phase == "ready":
             raise OutputsError(
                 "The local stack was started by another version of Muster.",
                 fix="Run `muster up`, which updates it.",
