@@ -22,7 +22,6 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from functions.shared.keys import KEY_LIFETIME_SECONDS
-from muster import client as client_module
 from muster.client import (
     Client,
     ClientClosed,
@@ -33,7 +32,9 @@ from muster.client import (
     ReplyTimeout,
     TooLarge,
     Unreachable,
+    inbox,
 )
+from muster.client import client as client_module
 
 TOKEN = "head.claims.signature"
 P = ParamSpec("P")
@@ -51,7 +52,7 @@ def asynchronous(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, No
 
 @pytest.fixture(autouse=True)
 def _quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "BACKOFF_BASE_SECONDS", 0.01)
+    monkeypatch.setattr(inbox, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 def iso(instant: datetime) -> str:
@@ -214,7 +215,7 @@ async def test_a_post_that_a_resume_overtook_is_dropped_and_is_no_duplicate() ->
 
 @asynchronous
 async def test_the_memory_for_duplicates_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "REMEMBERED_IDS", 2)
+    monkeypatch.setattr(inbox, "REMEMBERED_IDS", 2)
     async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
         first, second, third = envelope(1), envelope(2), envelope(3)
         await gateway.post(first, second, third, first)
@@ -679,7 +680,7 @@ async def test_a_connection_with_a_renewable_token_is_replaced_before_the_token_
         return True
 
     hour = timedelta(hours=1)
-    monkeypatch.setattr(client_module, "SHORTEST_LIFE_SECONDS", 0.05)
+    monkeypatch.setattr(inbox, "SHORTEST_LIFE_SECONDS", 0.05)
     async with FakeGateway() as gateway:
         gateway.override = expire_soon
         async with Client(gateway.url, TOKEN):
@@ -765,7 +766,7 @@ async def test_a_callable_that_cannot_reach_its_issuer_is_asked_again(
 
 
 def test_a_pause_is_bounded_also_after_days_of_failures() -> None:
-    assert all(0 <= client_module._backoff(failures) <= 30 for failures in (1, 11, 1100, 10**6))
+    assert all(0 <= inbox.backoff(failures) <= 30 for failures in (1, 11, 1100, 10**6))
 
 
 @asynchronous
@@ -779,13 +780,13 @@ async def test_trouble_of_the_servers_own_is_waited_out_with_growing_random_paus
         return high
 
     async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
-        monkeypatch.setattr(client_module, "BACKOFF_CAP_SECONDS", 0.05)
+        monkeypatch.setattr(inbox, "BACKOFF_CAP_SECONDS", 0.05)
         monkeypatch.setattr("random.uniform", longest)
         gateway.refusals = [503, 429, 500]
         await gateway.open[0].close()
         await gateway.until(lambda: len(gateway.handshakes) == 5)
         await client.ping()
-        pauses = [bound for bound in bounds if bound != client_module.ROLLOVER_WINDOW]
+        pauses = [bound for bound in bounds if bound != inbox.ROLLOVER_WINDOW]
         assert pauses == [(0, 0.01), (0, 0.02), (0, 0.04), (0, 0.05)]
         bounds.clear()
         monkeypatch.setattr(client_module, "STABLE_SECONDS", 0)

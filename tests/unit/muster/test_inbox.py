@@ -72,7 +72,7 @@ def test_a_later_client_goes_on_from_the_position_and_wants_everything_since() -
 
 def test_what_a_resume_brings_after_a_newer_message_is_late() -> None:
     inbox = opened()
-    inbox.hold()
+    inbox.hold(0)
     inbox.post(message(5))
     inbox.release()
     inbox.bring([message(number) for number in (3, 4, 5, 6)])
@@ -82,7 +82,7 @@ def test_what_a_resume_brings_after_a_newer_message_is_late() -> None:
 
 def test_what_a_resume_brings_before_newer_messages_is_not_late() -> None:
     inbox = opened()
-    inbox.hold()
+    inbox.hold(0)
     inbox.post(message(5))
     inbox.post(message(5))
     inbox.bring([message(3), message(4)])
@@ -142,7 +142,7 @@ def test_every_message_is_taken_once_and_a_restart_from_the_position_misses_none
     held = False
     for name, *arguments in steps:
         if name == "hold" and not held:
-            world.inbox.hold()
+            world.inbox.hold(0)
             held = True
         elif name == "release" and held:
             world.inbox.release()
