@@ -471,7 +471,7 @@ def test_a_wait_that_step_functions_never_answers_says_so(states: Stubber, broad
     states.add_client_error("describe_execution", "ThrottlingException")
     with pytest.raises(BroadcastTimeout) as late:
         broadcaster.wait(Execution(EXECUTION), 0)
-    assert "did not tell" in (late.value.fix or "")
+    assert "did not return" in (late.value.fix or "")
 
 
 @pytest.mark.parametrize("output", ["{}", "[]", "{", json.dumps(RECEIPT | {"startedAt": "soon"})])
