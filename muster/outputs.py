@@ -14,12 +14,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from muster.errors import OutputsError
 
 if TYPE_CHECKING:
     import boto3
+    from mypy_boto3_dynamodb import DynamoDBServiceResource
+    from mypy_boto3_lambda import LambdaClient
+    from mypy_boto3_logs import CloudWatchLogsClient
+    from mypy_boto3_secretsmanager import SecretsManagerClient
+    from mypy_boto3_sns import SNSClient
+    from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_stepfunctions import SFNClient
 
 LOCAL_CREDENTIALS: Mapping[str, str] = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
 """What every local AWS emulator accepts; the user's own credentials are never sent to one."""
@@ -175,10 +182,33 @@ class Outputs:
         isolated.set_default_client_config(Config(proxies={}))
         return boto3.Session(botocore_session=isolated, region_name=self.region, **LOCAL_CREDENTIALS)
 
+    @overload
+    def client(self, service: Literal["lambda"], **options: Any) -> LambdaClient: ...
+    @overload
+    def client(self, service: Literal["logs"], **options: Any) -> CloudWatchLogsClient: ...
+    @overload
+    def client(self, service: Literal["secretsmanager"], **options: Any) -> SecretsManagerClient: ...
+    @overload
+    def client(self, service: Literal["sns"], **options: Any) -> SNSClient: ...
+    @overload
+    def client(self, service: Literal["sqs"], **options: Any) -> SQSClient: ...
+    @overload
+    def client(self, service: Literal["stepfunctions"], **options: Any) -> SFNClient: ...
+    @overload
+    def client(self, service: str, **options: Any) -> Any: ...
+
     def client(self, service: str, **options: Any) -> Any:
-        """Return a boto3 client for `service` that talks to this deployment."""
+        """Return a boto3 client for `service` that talks to this deployment.
+
+        A type checker that has boto3-stubs knows the clients of the services that Muster uses.
+        """
         make: Any = self.session().client  # the service is a variable, which the stubs' overloads do not take
         return make(service, endpoint_url=self.endpoint_url, **options)
+
+    @overload
+    def resource(self, service: Literal["dynamodb"]) -> DynamoDBServiceResource: ...
+    @overload
+    def resource(self, service: str) -> Any: ...
 
     def resource(self, service: str) -> Any:
         """Return a boto3 resource for `service` that talks to this deployment."""

@@ -155,6 +155,6 @@ class TestClients:
         monkeypatch.delenv("AWS_PROFILE", raising=False)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAREAL")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "real")
-        client = Outputs.parse(FLAT, source="test").client("stepfunctions")
+        client: Any = Outputs.parse(FLAT, source="test").client("stepfunctions")
         assert client.meta.endpoint_url == "https://states.eu-west-1.amazonaws.com"
         assert client._request_signer._credentials.access_key == "AKIAREAL"
