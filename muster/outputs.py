@@ -1,7 +1,7 @@
-"""What a deployment offers its clients: the Terraform outputs, typed, and the boto3 clients that reach it.
+"""The Terraform outputs of a deployment, typed, and boto3 clients for it.
 
-Outputs come from the running local stack (`muster.Stack().status()`), from a file with what
-`terraform output -json` printed (`-` is standard input), or from a Terraform directory, which is asked.
+Outputs come from the running local stack, from a file that `terraform output -json` wrote (`-` is standard
+input), or from a Terraform directory, in which Terraform is run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mypy_boto3_stepfunctions import SFNClient
 
 LOCAL_CREDENTIALS: Mapping[str, str] = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
-"""What every local AWS emulator accepts; the user's own credentials are never sent to one."""
+"""Keys that every local AWS emulator accepts. The user's own credentials are never sent to an emulator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +59,10 @@ class Outputs:
 
     @classmethod
     def parse(cls, document: object, *, source: str, endpoint_url: str | None = None) -> Self:
-        """Take what `terraform output -json`, `muster outputs --json` or `muster status --json` prints.
+        """Read what `terraform output -json`, `muster outputs --json` or `muster status --json` prints.
 
         Those are {name: {"value": ...}}, {name: value}, and {"phase": ..., "outputs": {name: value}}.
-        Outputs that Muster does not know are ignored. One OutputsError names everything that is missing.
+        Unknown outputs are ignored. One `OutputsError` names every missing output.
         """
         if isinstance(document, dict) and {"phase", "outputs"} <= document.keys():
             document = document["outputs"]
@@ -73,7 +73,7 @@ class Outputs:
                 )
         if not isinstance(document, dict):
             raise OutputsError(
-                f"{source} does not hold a JSON object of Terraform outputs.",
+                f"{source} does not contain a JSON object of Terraform outputs.",
                 fix="Write it with `terraform output -json` or `muster outputs --json`.",
             )
         values = {
@@ -112,14 +112,14 @@ class Outputs:
                 fix="Run `muster up`, which updates it.",
             )
         raise OutputsError(
-            "There is no stack to talk to: the local one is not up and no outputs were given.",
-            fix="Run `muster up`, or name a file with what `terraform output -json` printed "
+            "There is no stack to talk to: the local stack is not up, and no outputs were given.",
+            fix="Run `muster up`, or name a file that `terraform output -json` wrote "
             "(--outputs, MUSTER_OUTPUTS).",
         )
 
     @classmethod
     def read(cls, source: Path) -> Self:
-        """Read outputs from a JSON file, from standard input (`-`), or by asking Terraform in a directory."""
+        """Read outputs from a JSON file, from standard input (`-`), or from a Terraform directory."""
         if source == Path("-"):
             return cls.parse(_json(sys.stdin.read(), "Standard input"), source="Standard input")
         if source.is_dir():
@@ -137,14 +137,15 @@ class Outputs:
         return cls.parse(_json(text, str(source)), source=str(source))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the flat JSON form that `muster outputs --json` prints and `read` takes."""
+        """Return the flat JSON form that `muster outputs --json` prints and `read` accepts."""
         return dataclasses.asdict(self)
 
     def environment(self) -> dict[str, str | None]:
-        """Return environment variables that point any AWS SDK here; None is a variable to unset.
+        """Return environment variables that point any AWS SDK to this deployment; None means unset.
 
-        Each output that is text becomes MUSTER_ and its name. A local stack adds its endpoint and test keys,
-        and hides the user's own AWS settings; AWS adds its region only, and the user's credentials apply.
+        Each output that is text becomes a variable MUSTER_NAME. A local stack adds its endpoint and test
+        keys, and hides the user's own AWS settings. AWS adds its region only, and the user's credentials
+        apply.
         """
         values = {"AWS_REGION": self.region, "AWS_DEFAULT_REGION": self.region}
         own = {
@@ -162,15 +163,15 @@ class Outputs:
     def session(self) -> boto3.Session:
         """Return a boto3 session in this deployment's region.
 
-        For AWS it uses the ordinary credential chain. For a local stack it uses `LOCAL_CREDENTIALS` and reads
-        neither AWS profiles and files nor proxies, so that nothing of the user's redirects it.
+        For AWS it uses the usual credential chain. For a local stack it uses `LOCAL_CREDENTIALS` and ignores
+        the user's AWS profiles, configuration files and proxies, which could send its requests elsewhere.
         """
         import boto3  # noqa: PLC0415 - takes a quarter of a second, which `muster --help` should not
-        import botocore.session  # noqa: PLC0415 - likewise
+        import botocore.session  # noqa: PLC0415 - slow as well
 
         if self.endpoint_url is None:
             return boto3.Session(region_name=self.region)
-        from botocore.config import Config  # noqa: PLC0415 - likewise
+        from botocore.config import Config  # noqa: PLC0415 - slow as well
 
         isolated = botocore.session.Session(
             session_vars={
@@ -221,6 +222,6 @@ def _json(text: str | bytes, source: str) -> object:
         return json.loads(text)
     except ValueError as error:
         raise OutputsError(
-            f"{source} does not hold JSON: {error}.",
+            f"{source} is not JSON: {error}.",
             fix="Write it with `terraform output -json` or `muster outputs --json`.",
         ) from error

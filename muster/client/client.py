@@ -29,7 +29,7 @@ from muster.client.link import (
     open_websocket,
     public_address,
 )
-from muster.types import Ack, Envelope, Offline, Pong, Renewed, Resumed, Target
+from muster.types import Ack, Envelope, Offline, Pong, ReceivedEnvelope, Renewed, Resumed, Target
 
 Token = str | Callable[[], str | Awaitable[str]]
 """A JWT, or a callable that returns a fresh one and is called before each handshake."""
@@ -170,14 +170,14 @@ class Client:
                 link.abort()
             raise
 
-    def __aiter__(self) -> AsyncIterator[Message]:
+    def __aiter__(self) -> AsyncIterator[ReceivedEnvelope]:
         return self
 
-    async def __anext__(self) -> Message:
+    async def __anext__(self) -> ReceivedEnvelope:
         while True:
             message = self._inbox.take()
             if message is not None:
-                return message
+                return cast(ReceivedEnvelope, message)
             if self._runner is None:
                 raise _not_open()
             if self._over:
