@@ -21,7 +21,7 @@ PRICES = json.loads(Path(__file__).with_name("prices.json").read_text())
 DAYS = 30
 GB = 1e9
 
-# A client pings and resumes at each heartbeat and gets an answer to both (muster/client.py, README.md).
+# A client pings and resumes at each heartbeat and gets an answer to both (muster/client/, README.md).
 MESSAGES_PER_HEARTBEAT, INVOCATIONS_PER_HEARTBEAT = 4, 2
 # `touch` rewrites the row and its copy in UserIndex, the one index that projects lastSeenAt.
 WRITES_PER_HEARTBEAT = 2 * 2
