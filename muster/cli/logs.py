@@ -11,9 +11,9 @@ import typer
 from botocore.exceptions import ClientError
 from rich.text import Text
 
+from muster.aws import error_code
 from muster.cli.console import echo_json, stdout
 from muster.cli.options import OutputsOption, StateDirOption, resolve_outputs
-from muster.aws import error_code
 from muster.errors import MusterError
 from muster.outputs import Outputs
 

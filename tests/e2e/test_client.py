@@ -128,9 +128,7 @@ def test_offline_user_is_published_to_sns_and_gets_the_message_on_resume(
     assert receipt.id in [message["id"] for message in open_socket(user).resume(after=receipt.id)]
 
 
-def test_client_sends_and_a_refusal_says_why(
-    deployment: Deployment, open_socket: Open, shelter: str
-) -> None:
+def test_client_sends_and_a_refusal_says_why(deployment: Deployment, open_socket: Open, shelter: str) -> None:
     receiver = open_socket(deployment.user("resident", shelter))
 
     async def scenario() -> None:

@@ -309,7 +309,7 @@ def test_a_number_is_the_same_however_it_is_written() -> None:
         ({"text": "\ud800"}, "/payload/text"),
     ],
 )
-def test_what_json_cannot_hold_is_refused_with_its_place(
+def test_a_value_that_json_cannot_represent_is_refused_with_its_pointer(
     broadcaster: Broadcaster, payload: dict[str, Any], place: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=f"^{place} ") as refused:
@@ -367,7 +367,7 @@ def test_wait_polls_until_the_receipt_is_there(states: Stubber, broadcaster: Bro
     assert polls == sorted(polls)
 
 
-def test_a_receipt_survives_the_way_to_json_and_back() -> None:
+def test_a_receipt_round_trips_through_json() -> None:
     assert Receipt.parse(RECEIPT).to_dict() == RECEIPT
 
 
@@ -395,7 +395,7 @@ def test_an_execution_that_stays_unknown_is_an_error(clock: Clock) -> None:
         {"service_error_code": "", "http_status_code": 503},
     ],
 )
-def test_a_look_that_step_functions_cannot_answer_found_it_running(
+def test_a_poll_that_step_functions_cannot_answer_counts_as_running(
     states: Stubber, broadcaster: Broadcaster, clock: Clock, passing: dict[str, Any]
 ) -> None:
     for _ in range(4):
@@ -415,7 +415,7 @@ def test_a_look_that_step_functions_cannot_answer_found_it_running(
         aws.ConnectionClosedError(endpoint_url="https://states"),
     ],
 )
-def test_a_look_that_does_not_arrive_found_it_running(lost: Exception) -> None:
+def test_a_poll_that_does_not_arrive_counts_as_running(lost: Exception) -> None:
     class Flaky(StepFunctions):
         answers: Iterator[Any] = iter([lost, {"status": "SUCCEEDED", "output": json.dumps(RECEIPT)}])
 
@@ -439,7 +439,7 @@ def test_a_look_that_does_not_arrive_found_it_running(lost: Exception) -> None:
         (aws.NoCredentialsError(), "credentials"),
     ],
 )
-def test_a_look_that_will_never_succeed_ends_the_wait(error: Exception | str, code: str) -> None:
+def test_a_poll_that_can_never_succeed_ends_the_wait(error: Exception | str, code: str) -> None:
     with pytest.raises(BroadcastError, match=code) as failed:
         broadcaster_of(Failing(error)).wait(Execution(EXECUTION), 60)
     assert not isinstance(failed.value, BroadcastTimeout)
@@ -579,7 +579,7 @@ class TestAcceptance:
             broadcaster.wait_accepted(Execution(EXECUTION), 0)
 
 
-def test_a_logged_error_holds_its_faults_once(
+def test_a_logged_error_contains_its_faults_once(
     caplog: pytest.LogCaptureFixture, states: Stubber, broadcaster: Broadcaster
 ) -> None:
     faults = [{"pointer": "/target", "problem": "is missing", "fix": "add target"}]
@@ -630,7 +630,7 @@ def test_without_a_client_it_uses_the_region_of_the_state_machine(monkeypatch: p
         17,
     ],
 )
-def test_what_is_no_broadcast_machine_is_refused_with_what_to_use(arn: Any) -> None:
+def test_another_arn_is_refused_with_a_fix(arn: Any) -> None:
     with pytest.raises(BroadcastError, match="is not the ARN of a broadcast state machine") as refused:
         Broadcaster(arn)
     assert "broadcast_state_machine_arn" in (refused.value.fix or "")

@@ -1,4 +1,4 @@
-"""The client while the server fails, connections break and the program closes or cancels: nothing is lost."""
+"""The client loses no message while the server fails, connections break, or the program closes or cancels."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _left_over() -> list[object]:
 
 @pytest.mark.parametrize("code", ["internal", "throttled"])
 @asynchronous
-async def test_a_refused_resume_hides_nothing_keeps_the_socket_and_is_asked_again(
+async def test_a_refused_resume_releases_messages_keeps_the_connection_and_is_repeated(
     code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _longest_pauses(monkeypatch)
@@ -129,7 +129,7 @@ async def test_pauses_between_refused_resumes_grow(monkeypatch: pytest.MonkeyPat
 
 
 @asynchronous
-async def test_a_resume_without_an_answer_hides_new_messages_for_a_short_time_only(
+async def test_a_resume_without_a_reply_holds_new_messages_for_a_short_time_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(inbox, "HOLD_SECONDS", 0.05)
@@ -142,7 +142,7 @@ async def test_a_resume_without_an_answer_hides_new_messages_for_a_short_time_on
 
 
 @asynchronous
-async def test_a_resume_that_is_never_answered_is_asked_again_on_the_same_socket(
+async def test_a_resume_without_a_reply_is_repeated_on_the_same_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(client_module, "REPLY_TIMEOUT_SECONDS", 0.05)
@@ -154,7 +154,7 @@ async def test_a_resume_that_is_never_answered_is_asked_again_on_the_same_socket
 
 
 @asynchronous
-async def test_a_ping_that_is_never_answered_costs_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_ping_without_a_reply_replaces_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "REPLY_TIMEOUT_SECONDS", 0.05)
     async with FakeGateway() as gateway, Client(gateway.url, TOKEN, heartbeat=0.02):
         silent(gateway, "ping")
@@ -203,7 +203,7 @@ async def test_a_refused_reconnection_drops_nothing_that_waits_for_a_resume() ->
 
 
 @asynchronous
-async def test_a_server_that_answers_and_closes_again_and_again_meets_a_growing_backoff(
+async def test_the_backoff_grows_while_connections_close_early(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _longest_pauses(monkeypatch)

@@ -1,4 +1,4 @@
-"""What a client yields and where it resumes, for any order of arrival: no socket, no clock."""
+"""The core of the client, without sockets or clock: what it yields and where it resumes."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -62,7 +62,7 @@ def test_the_position_follows_what_is_taken_and_not_what_has_arrived() -> None:
     assert positions == [start, message(1)["id"], message(3)["id"]]
 
 
-def test_a_later_client_goes_on_from_the_position_and_wants_everything_since() -> None:
+def test_a_later_client_resumes_from_the_position_and_takes_everything_since() -> None:
     inbox = Inbox(message(5)["id"])
     inbox.begin(iso(CONNECTED + timedelta(hours=1)), RESIDENT)
     assert inbox.position == inbox.resume_from == message(5)["id"]
@@ -70,7 +70,7 @@ def test_a_later_client_goes_on_from_the_position_and_wants_everything_since() -
     assert taken(inbox) == [4, 6]
 
 
-def test_what_a_resume_brings_after_a_newer_message_is_late() -> None:
+def test_a_message_that_a_resume_brings_after_a_newer_one_is_late() -> None:
     inbox = opened()
     inbox.hold(0)
     inbox.post(message(5))
@@ -80,7 +80,7 @@ def test_what_a_resume_brings_after_a_newer_message_is_late() -> None:
     assert marked == [(5, None), (3, True), (4, True), (6, None)]
 
 
-def test_what_a_resume_brings_before_newer_messages_is_not_late() -> None:
+def test_a_message_that_a_resume_brings_before_newer_ones_is_not_late() -> None:
     inbox = opened()
     inbox.hold(0)
     inbox.post(message(5))

@@ -1,4 +1,4 @@
-"""Outputs: where they are read from, and whom their clients talk to."""
+"""Outputs: where they are read from, and which endpoint their boto3 clients use."""
 
 import io
 import json
@@ -41,7 +41,7 @@ class TestReading:
         assert Outputs.read(path) == outputs
         assert outputs.log_groups == {"connect": "/aws/lambda/muster-connect"}
 
-    def test_a_status_holds_outputs(self) -> None:
+    def test_a_status_contains_outputs(self) -> None:
         status = {"phase": "ready", "endpoint_url": "http://127.0.0.1:4566", "outputs": LOCAL.to_dict()}
         assert Outputs.parse(status, source="test") == LOCAL
 
