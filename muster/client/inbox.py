@@ -224,14 +224,17 @@ class Session:
         """Whether the server no longer knows the connection, or does not answer pings: open another."""
         self.resumed = 0
         """New messages that the latest complete round brought."""
-        # What the next request is: a resume if `_cursor` or `_resumes` say so, else a ping.
+        # The round under way: whether a reply is awaited, whether the pong has come, the cursor of the next
+        # page, and how many new messages its pages brought.
+        self._waiting = False
         self._pinged = False
         self._cursor: str | None = None
-        self._waiting = False
         self._brought = 0
+        # Whether the round resumes after its ping, and whether the application has renewed meanwhile.
         self._resumes = inbox.resume_from is not None
-        self._settled = False
         self._renewed = False
+        # Whether a full heartbeat follows the next successful round, and how many rounds in a row have failed.
+        self._settled = False
         self._failures = 0
 
     @property
@@ -321,7 +324,8 @@ class Session:
     def _end_round(self, now: float, pause: float) -> None:
         self.ask_at = now + pause
         if self._renewed:
-            self.ask_at, self._settled, self._renewed = now, False, False
+            self.ask_at = now
+            self._settled = self._renewed = False
         self._waiting = self._pinged = False
         self._cursor = None
         self._brought = 0

@@ -2,6 +2,8 @@
 
 import builtins
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 
@@ -58,9 +60,6 @@ def test_each_exported_name_exists_and_has_one_module() -> None:
 
 
 def test_importing_the_package_imports_nothing_else() -> None:
-    import subprocess  # noqa: PLC0415 - only this test needs a fresh interpreter
-    import sys  # noqa: PLC0415
-
     code = "import muster, sys; print([m for m in sys.modules if m.startswith(('muster.', 'boto'))])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
