@@ -233,7 +233,7 @@ class Session:
         # Whether the round resumes after its ping, and whether the application has renewed meanwhile.
         self._resumes = inbox.resume_from is not None
         self._renewed = False
-        # Whether a full heartbeat follows the next successful round, and how many rounds in a row have failed.
+        # Whether a full heartbeat follows the next good round, and how many rounds in a row have failed.
         self._settled = False
         self._failures = 0
 

@@ -105,7 +105,7 @@ class World:
             self.inbox.post(self.sent[-1])
 
     def resume(self, most: int) -> None:
-        """Bring at most so many messages: the rest of the resume is refused."""
+        """Bring the first messages of a resume, `most` at most; the rest of it is refused."""
         after = self.inbox.resume_from or ""
         start = max(0, sum(sent["id"] <= after for sent in self.sent) - 2)
         self.inbox.bring([dict(sent) for sent in self.sent[start : start + most]])
