@@ -445,7 +445,7 @@ def under_quota(
 
 def _executions(outputs: Outputs, machine: str) -> list[dict[str, Any]]:
     pages = outputs.client("stepfunctions").get_paginator("list_executions").paginate(stateMachineArn=machine)
-    return [execution for page in pages for execution in page["executions"]]
+    return [dict(execution) for page in pages for execution in page["executions"]]
 
 
 def _states(outputs: Outputs, execution: str) -> Iterator[str]:

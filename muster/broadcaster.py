@@ -4,17 +4,7 @@
     execution = broadcaster.start("alert", {"roles": ["first_responder"]}, {"text": "..."}, name="flood-17")
     receipt = broadcaster.wait(execution, timeout=60)
 
-What it raises:
-
-    MusterError
-    └── BroadcastError              also by itself: Step Functions cannot be called
-        ├── InvalidName             the name breaks the rules of Step Functions; also a ValueError
-        ├── InvalidRequest          the request holds what JSON cannot, such as NaN; also a ValueError
-        ├── IdempotencyConflict     the name was used for a different broadcast
-        ├── UnknownBroadcast        there is no such execution
-        ├── BroadcastFailed         the execution ended without a receipt; carries error, cause and execution
-        │   └── InvalidBroadcast    the request was refused; carries every fault
-        └── BroadcastTimeout        no receipt in time; also a TimeoutError
+Everything it raises is a `BroadcastError`; the tree is drawn in `muster/errors.py`.
 """
 
 from __future__ import annotations
@@ -31,37 +21,56 @@ from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 from uuid import uuid4
 
+from muster.aws import error_code
 from muster.errors import MusterError
 from muster.faults import json_text, parse_faults
 from muster.outputs import Outputs
+from muster.types import MessageType, Offline, ReceiptOutput, Sender, Target
 
-MessageType = Literal["alert", "shelter_update", "broadcast"]
-Offline = Literal["fallback", "always", "never"]
+if TYPE_CHECKING:
+    from mypy_boto3_stepfunctions import SFNClient
+
+__all__ = [
+    "BroadcastError",
+    "BroadcastFailed",
+    "BroadcastTimeout",
+    "Broadcaster",
+    "Execution",
+    "IdempotencyConflict",
+    "InvalidBroadcast",
+    "InvalidName",
+    "InvalidRequest",
+    "MessageType",
+    "Offline",
+    "Partition",
+    "Receipt",
+    "UnknownBroadcast",
+]
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
-"""What Step Functions takes as a name and CloudWatch can log. [StartExecution]"""
+"""A name that Step Functions accepts and CloudWatch can log. [StartExecution]"""
 
 ARN = re.compile(r"arn:[a-z-]+:states:[a-z0-9-]+:\d{12}:stateMachine:(?=.{1,80}$)[A-Za-z0-9_-]*-broadcast")
-"""The broadcast state machine's, which terraform/ calls NAME_PREFIX-broadcast. [StartExecution]"""
+"""The ARN of the broadcast state machine, which terraform/ calls NAME_PREFIX-broadcast. [StartExecution]"""
 
 POLL_SECONDS = (0.1, 1.0)
-"""The first and the longest pause between two looks at a young execution."""
+"""The first and the longest pause between two requests for the state of a young execution."""
 
 YOUNG_SECONDS = 10.0
-"""How long `wait` looks that often. Nearly every broadcast ends sooner."""
+"""How long `wait` asks that often. Nearly every broadcast ends sooner."""
 
 LATER_POLL_SECONDS = (2.0, 5.0)
-"""The bounds of the pause after that, and after a throttled look; drawn at random. DescribeExecution takes 10
+"""The bounds of the random pause after that, and after a throttled request. DescribeExecution accepts 10
 requests/s in most regions, for all callers of an account. [Step Functions quotas, API action throttling]"""
 
 CONSISTENCY_SECONDS = 5.0
-"""How long a started execution may stay unknown: [DescribeExecution is eventually consistent]"""
+"""How long Step Functions may not know a started execution. [DescribeExecution is eventually consistent]"""
 
 _EVENTS_TO_RECORD = 100
-"""Events of a history that are read. Accept, Claim and all their retries take fewer."""
+"""How many events of a history are read. Accept, Claim and all their retries make fewer."""
 
 _REFUSALS = frozenset({"InvalidBroadcast", "Conflict"})
 
@@ -79,7 +88,10 @@ class InvalidName(BroadcastError, ValueError):
 
 
 class InvalidRequest(BroadcastError, ValueError):
-    """The request holds what JSON cannot, such as NaN or a date. Its JSON Pointer is in the message."""
+    """The request contains a value that JSON cannot represent, such as NaN or a date.
+
+    The message names its place as a JSON Pointer.
+    """
 
     exit_code: ClassVar[int] = 2
 
@@ -89,11 +101,11 @@ class IdempotencyConflict(BroadcastError):
 
 
 class UnknownBroadcast(BroadcastError):
-    """Step Functions knows no such execution: it never started, or ended more than 90 days ago."""
+    """There is no such execution: it never started, or ended more than 90 days ago."""
 
 
 class BroadcastFailed(BroadcastError):
-    """The execution ended without a receipt. What was recorded before still reaches clients on resume."""
+    """The execution ended without a receipt. A recorded message still reaches clients on resume."""
 
     def __init__(
         self, message: str, *, execution: Execution, error: str, cause: str, fix: str | None = None
@@ -122,7 +134,7 @@ class InvalidBroadcast(BroadcastFailed):
 
 
 class BroadcastTimeout(BroadcastError, TimeoutError):
-    """The receipt did not come in time; the broadcast goes on, and waiting again is safe."""
+    """The receipt did not come in time. The broadcast continues, and waiting again is safe."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +143,8 @@ class Execution:
 
     arn: str
     already_started: bool = False
-    """True when this name had started the same broadcast before and nothing new was started.
-    Step Functions does not tell a repeat while the first is still running: then it is False."""
+    """True when this name had started the same broadcast before, and nothing new was started.
+    While the first is still running, Step Functions does not report a repeat, and it is False."""
 
     @property
     def name(self) -> str:
@@ -142,7 +154,7 @@ class Execution:
 
 @dataclass(frozen=True)
 class Partition:
-    """A part of an audience: a user, a shelter, or a shard of a role or of everybody."""
+    """A part of an audience: a user, a shelter, or a shard of a role or of all connections."""
 
     scope: str
     value: str
@@ -150,7 +162,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of a broadcast. audience = delivered + gone + failed, counted in connections."""
+    """The result of a broadcast. audience = delivered + gone + failed, counted in connections."""
 
     id: str
     """The message id that every recipient sees."""
@@ -160,9 +172,9 @@ class Receipt:
     gone: int
     failed: int
     offline: int
-    """Users handed to SNS because no connection of theirs took the message."""
+    """Notified users: published to SNS, because none of their connections took the message."""
     offline_failed: int
-    """Users whose hand-over to SNS failed; the message still waits for their resume."""
+    """Users who could not be published to SNS. They still get the message when they resume."""
     pages: int
     retries: int
     partitions: int
@@ -174,8 +186,8 @@ class Receipt:
     duration_ms: int
 
     @classmethod
-    def parse(cls, output: Mapping[str, Any]) -> Self:
-        """Take a receipt as `schemas/receipt.schema.json` has it."""
+    def parse(cls, output: ReceiptOutput | Mapping[str, Any]) -> Self:
+        """Return the receipt that an execution's output describes, as in `schemas/receipt.schema.json`."""
         return cls(
             id=output["id"],
             type=output["type"],
@@ -216,15 +228,15 @@ class Receipt:
 
 
 class Broadcaster:
-    """Starts broadcasts of one deployment. Needs what the Terraform output publisher_policy_json allows.
+    """Starts broadcasts of one deployment. Needs the policy of the Terraform output publisher_policy_json.
 
-    Safe to share between threads, as boto3 clients are.
+    Threads may share it, as they may share boto3 clients.
     """
 
-    def __init__(self, state_machine_arn: str, client: Any = None) -> None:
+    def __init__(self, state_machine_arn: str, client: SFNClient | None = None) -> None:
         """`client` is a boto3 Step Functions client; by default one in the state machine's own region.
 
-        Raises `BroadcastError` for what cannot be the ARN of a broadcast state machine.
+        Raises `BroadcastError` if the ARN is not that of a broadcast state machine.
         """
         if not isinstance(state_machine_arn, str) or not ARN.fullmatch(state_machine_arn):
             raise BroadcastError(
@@ -251,20 +263,21 @@ class Broadcaster:
     def start(
         self,
         type: MessageType,
-        target: Mapping[str, Any],
+        target: Target | Mapping[str, Any],
         payload: Mapping[str, Any],
         *,
         offline: Offline = "fallback",
         shelter_id: str | None = None,
-        sender: Mapping[str, Any] | None = None,
+        sender: Sender | Mapping[str, Any] | None = None,
         name: str | None = None,
     ) -> Execution:
         """Start a broadcast and return at once; `schemas/broadcast.schema.json` describes the request.
 
-        `name` is the idempotency key: within 90 days the same name starts one broadcast, however often and
-        from wherever it is called. Without one, only botocore's own retries of this call are covered.
-        Two requests are the same if their JSON is: tuples are arrays, and every key is text.
-        `sender` is what clients see as the sender; without it that is {"service": "unnamed"}.
+        `name` is the idempotency key: within 90 days, all calls with the same name start one broadcast.
+        Without a name, only botocore's own retries of this call are safe. Two requests are the same if their
+        JSON is: tuples are arrays, and every key is text. `sender` is shown to clients as the sender, by
+        default {"service": "unnamed"}.
+
         Raises `InvalidName`, `InvalidRequest`, `IdempotencyConflict` or `BroadcastError`; `wait_accepted` and
         `wait` raise `InvalidBroadcast` if the request is refused.
         """
@@ -286,7 +299,7 @@ class Broadcaster:
                     stateMachineArn=self._state_machine_arn, name=name, input=text
                 )
             except aws.ClientError as error:
-                if _code(error) != "ExecutionAlreadyExists":
+                if error_code(error) != "ExecutionAlreadyExists":
                     raise
                 return self._started_before(name, text)
         return Execution(answer["executionArn"])
@@ -301,10 +314,11 @@ class Broadcaster:
     ) -> Receipt:
         """Return the receipt of a broadcast.
 
-        Looks every 0.1 s at first, every second soon, and every 2 to 5 s after YOUNG_SECONDS. A look that
-        Step Functions throttles or cannot answer counts as one that found the broadcast running.
-        `on_poll` is told, after each look that found it running, how many seconds it has waited.
-        Raises `InvalidBroadcast`, `BroadcastFailed`, `BroadcastError`; after `timeout` s `BroadcastTimeout`.
+        Asks Step Functions every 0.1 s at first, then every second, and every 2 to 5 s after YOUNG_SECONDS.
+        While Step Functions throttles or fails to answer, the broadcast counts as running. `on_poll` is
+        called with the seconds waited, each time the broadcast is found running. Raises `InvalidBroadcast`,
+        `BroadcastFailed`, `UnknownBroadcast` or `BroadcastError`, and `BroadcastTimeout` after `timeout`
+        seconds.
         """
         described = self._follow(execution, timeout, "receipt", on_poll, lambda: False)
         return _receipt(execution, described)
@@ -312,7 +326,7 @@ class Broadcaster:
     def wait_accepted(self, execution: Execution, timeout: float) -> None:
         """Return once the request is accepted and its message is being recorded.
 
-        Reads the execution's history as well. Where the policy does not allow that, returns when the
+        It reads the execution's history. If the caller's policy does not allow that, it returns when the
         broadcast ends. Raises what `wait` raises.
         """
         self._follow(execution, timeout, "sign of acceptance", None, lambda: self._accepted(execution))
@@ -325,7 +339,7 @@ class Broadcaster:
         on_poll: Callable[[float], None] | None,
         enough: Callable[[], bool],
     ) -> Mapping[str, Any]:
-        """Return the description of a broadcast that has succeeded, or that runs and is far `enough`."""
+        """Return the description of a broadcast that has succeeded, or that is running and is `enough`."""
         started = time.monotonic()
         pause, longest = POLL_SECONDS
         while True:
@@ -337,10 +351,10 @@ class Broadcaster:
                 return described
             waited = time.monotonic() - started
             if not waited < timeout:
-                state = "It goes on" if described else "Step Functions did not tell its state"
+                state = "It is still running" if described else "Step Functions did not return its state"
                 raise BroadcastTimeout(
                     f"The broadcast {execution.name} gave no {awaited} within {timeout:g} s.",
-                    fix=f"{state}: see {execution.arn}, or repeat it under that name, which only waits.",
+                    fix=f"{state}: see {execution.arn}, or start it again by its name, which only waits.",
                 )
             if on_poll:
                 on_poll(waited)
@@ -350,35 +364,36 @@ class Broadcaster:
             pause = min(pause * 1.5, longest)
 
     def _describe(self, execution: Execution, *, just_started: bool) -> Mapping[str, Any] | None:
-        """Return what Step Functions says about an execution; None when it cannot say now.
+        """Return the description of an execution; None when Step Functions cannot answer now.
 
-        An execution that was just started runs, even if Step Functions does not know it yet.
+        An execution that was just started is running, even if Step Functions does not know it yet.
         """
         with _translated("followed") as aws:
             try:
                 answer: Mapping[str, Any] = self._client.describe_execution(executionArn=execution.arn)
             except (aws.BotoCoreError, aws.ClientError) as error:
-                if just_started and _code(error) == "ExecutionDoesNotExist":
+                if just_started and error_code(error) == "ExecutionDoesNotExist":
                     return {"status": "RUNNING"}
-                if _code(error) in ("ExecutionDoesNotExist", "InvalidArn"):
+                if error_code(error) in ("ExecutionDoesNotExist", "InvalidArn"):
                     raise UnknownBroadcast(
                         f"There is no broadcast {execution.arn}.",
                         fix="Start it, or correct its name; Step Functions forgets it after 90 days.",
                     ) from error
-                if _passes(error):
+                if _transient(error):
                     return None
                 raise
         return answer
 
     def _accepted(self, execution: Execution) -> bool:
-        """Tell whether the execution has entered Record, which only an accepted request does."""
+        """Return whether the execution has entered Record, which only an accepted request does."""
         with _translated("followed") as aws:
             try:
                 history = self._client.get_execution_history(
                     executionArn=execution.arn, maxResults=_EVENTS_TO_RECORD, includeExecutionData=False
                 )
             except (aws.BotoCoreError, aws.ClientError) as error:
-                if _passes(error) or _code(error) in ("AccessDeniedException", "ExecutionDoesNotExist"):
+                code = error_code(error)
+                if _transient(error) or code in ("AccessDeniedException", "ExecutionDoesNotExist"):
                     return False
                 raise
         names = (event.get("stateEnteredEventDetails", {}).get("name") for event in history["events"])
@@ -389,10 +404,13 @@ class Broadcaster:
         earlier = Execution(self.execution(name).arn, already_started=True)
         deadline = time.monotonic() + CONSISTENCY_SECONDS
         pause = POLL_SECONDS[0]
-        while "input" not in (described := self._describe(earlier, just_started=True) or {}):
+        while True:
+            described = self._describe(earlier, just_started=True)
+            if described and "input" in described:
+                break
             if time.monotonic() >= deadline:
                 raise BroadcastError(
-                    f"The name {name} was already used, and Step Functions does not say yet for what.",
+                    f"The name {name} was already used, and Step Functions cannot say yet for what.",
                     fix="Repeat the call with the same name: it starts nothing twice.",
                 )
             time.sleep(pause)
@@ -413,21 +431,21 @@ class Broadcaster:
 
 
 def _canonical(text: str) -> str:
-    """Return JSON with its keys in the order of their text: Step Functions compares the inputs of a name."""
+    """Return JSON with sorted keys: Step Functions compares the inputs of a name as text."""
     try:
         value = json.loads(text, object_pairs_hook=_unambiguous)
     except RecursionError:
-        raise InvalidRequest("The request nests too deep.", fix="Flatten it.") from None
+        raise InvalidRequest("The request is nested too deeply.", fix="Flatten it.") from None
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its members; refuse two keys that are the same as text, such as 1 and "1"."""
+    """Return an object of its members. Raises `InvalidRequest` for keys that are equal as text: 1 and "1"."""
     members = dict(pairs)
     if len(members) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise InvalidRequest(
-            f"An object has the key {twice!r} twice once its keys are text.",
+            f"An object has the key {twice!r} twice after its keys are converted to text.",
             fix="Use plain text for each key.",
         )
     return members
@@ -443,22 +461,17 @@ def _comparable(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"the input": value}
 
 
-def _code(error: Exception) -> str:
-    """Return the code of an error that AWS answered with; empty for one of the way there."""
-    response = getattr(error, "response", None)
-    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
-
-
-def _passes(error: Exception) -> bool:
-    """Tell whether the call may succeed a moment later: it was throttled, or the server or network failed."""
+def _transient(error: Exception) -> bool:
+    """Return whether a repeated call may succeed: it was throttled, or the server or network failed."""
     from botocore import exceptions as aws  # noqa: PLC0415 - slow to import
 
     if isinstance(error, aws.ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return "Throttl" in _code(error) or _code(error) in _THROTTLED or status == 429 or status >= 500
-    return isinstance(error, aws.ConnectionError | aws.HTTPClientError) and not isinstance(
-        error, aws.SSLError
-    )
+        code = error_code(error)
+        return "Throttl" in code or code in _THROTTLED or status == 429 or status >= 500
+    if isinstance(error, aws.SSLError):
+        return False
+    return isinstance(error, aws.ConnectionError | aws.HTTPClientError)
 
 
 def _receipt(execution: Execution, described: Mapping[str, Any]) -> Receipt:
@@ -475,7 +488,7 @@ def _failure(execution: Execution, described: Mapping[str, Any]) -> BroadcastFai
     error = described.get("error") or described["status"]
     cause = described.get("cause") or ""
     if error in _REFUSALS:
-        with suppress(KeyError, TypeError, ValueError):  # a cause that is not the documented one is quoted
+        with suppress(KeyError, TypeError, ValueError):  # a cause of another form is quoted below
             return InvalidBroadcast(execution, cause, error)
     return BroadcastFailed(
         f"The broadcast {execution.name} failed with {error}: {cause or 'no cause was given'}.",
@@ -488,7 +501,7 @@ def _failure(execution: Execution, described: Mapping[str, Any]) -> BroadcastFai
 
 @contextmanager
 def _translated(done: str) -> Iterator[ModuleType]:
-    """Yield botocore's exceptions, and raise those that leave the block as a BroadcastError."""
+    """Yield botocore's exceptions. Those that leave the block are raised as a BroadcastError."""
     from botocore import exceptions as aws  # noqa: PLC0415 - slow to import
 
     try:

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from muster.errors import MusterError
+from muster.types import FaultEntry
 
 MAX_DEPTH = 100
-"""How deep the search for what JSON cannot hold goes: the server accepts 32 levels of payload."""
+"""How deep a message is checked. The server accepts 32 levels of payload."""
 
 MAX_INTEGER = 2**53 - 1
 """The largest integer that every JSON reader keeps exactly [RFC 8259 section 6, RFC 7493 section 2.2]. Step
-Functions reads numbers as doubles, so a larger one could reach people as another number."""
+Functions reads numbers as doubles, so a larger one could arrive as another number."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong with a message, and how to put it right.
+    """One thing that is wrong with a message, and how to correct it.
 
     `pointer` is a JSON Pointer [RFC 6901] into the message; empty for the message as a whole.
     """
@@ -31,16 +32,17 @@ class Fault:
         return f"{self.pointer or 'the message'} {self.problem}: {self.fix}"
 
 
-def parse_faults(faults: Iterable[Mapping[str, Any]]) -> tuple[Fault, ...]:
-    """Take the `faults` of a server's error or of a failed execution's cause."""
+def parse_faults(faults: Iterable[FaultEntry | Mapping[str, Any]]) -> tuple[Fault, ...]:
+    """Return the faults that a server's error or the cause of a failed execution lists."""
     return tuple(Fault(fault["pointer"], fault["problem"], fault["fix"]) for fault in faults)
 
 
 def json_text(value: object, error: type[MusterError]) -> str:
     """Return `value` as compact JSON that UTF-8 can encode.
 
-    Mappings become objects, and tuples arrays. For what JSON cannot hold, such as NaN, a date, half of a
-    surrogate pair or an integer beyond MAX_INTEGER, it raises `error`, which names the place by JSON Pointer.
+    Mappings become objects, and tuples become arrays. Raises `error` for a value that JSON cannot represent,
+    such as NaN, a date, half of a surrogate pair or an integer beyond MAX_INTEGER, and names its JSON
+    Pointer.
     """
     if not (fault := unserialisable(value)):
         try:
@@ -56,25 +58,26 @@ def json_text(value: object, error: type[MusterError]) -> str:
 
 
 def unserialisable(value: object) -> Fault | None:
-    """Return the first place in `value` that JSON cannot hold, or None. The fault never quotes the value."""
+    """Return the first place in `value` that JSON cannot represent, or None. The fault quotes no value."""
     stack: list[tuple[str, object]] = [("", value)]
     while stack:
         pointer, value = stack.pop()
         if pointer.count("/") > MAX_DEPTH:
-            # The place itself would be a line of its own: name the member of the message that holds it.
+            # The full pointer would be very long: name the member of the message that contains the place.
             top = "/".join(pointer.split("/", 2)[:2])
             return Fault(top, f"nests over {MAX_DEPTH} levels deep, or contains itself", "flatten it")
         if isinstance(value, int) and abs(value) > MAX_INTEGER:
             return Fault(
                 pointer, f"is an integer beyond {MAX_INTEGER}, which readers of JSON round", "send it as text"
             )
-        if problem := _scalar_problem(value):
-            return Fault(pointer, *problem)
+        if fault := _scalar_fault(pointer, value):
+            return fault
         members: Iterable[tuple[object, object]] = ()
         if isinstance(value, Mapping):
             for key in value:
-                if not isinstance(key, str | int | float | None) or _scalar_problem(key):
-                    return Fault(pointer, "has a key that JSON cannot hold", "use plain text for each key")
+                if not isinstance(key, str | int | float | None) or _scalar_fault(pointer, key):
+                    problem = "has a key that JSON cannot represent"
+                    return Fault(pointer, problem, "use plain text for each key")
             members = value.items()
         elif isinstance(value, list | tuple):
             members = enumerate(value)
@@ -82,15 +85,13 @@ def unserialisable(value: object) -> Fault | None:
     return None
 
 
-def _scalar_problem(value: object) -> tuple[str, str] | None:
-    """What is wrong with a value, leaving aside what it contains, and the fix."""
+def _scalar_fault(pointer: str, value: object) -> Fault | None:
+    """Return what is wrong with a value itself, not with its members."""
     try:
         match value:
             case float() if not math.isfinite(value):
-                return (
-                    "is not a finite number, and JSON has no NaN or Infinity",
-                    "use a finite number or null",
-                )
+                problem = "is not a finite number, and JSON has no NaN or Infinity"
+                return Fault(pointer, problem, "use a finite number or null")
             case str():
                 value.encode()
             case int():
@@ -98,20 +99,19 @@ def _scalar_problem(value: object) -> tuple[str, str] | None:
             case None | list() | tuple() | float() | Mapping():
                 pass
             case _:
-                return (
-                    f"is of the type {type(value).__name__}, which JSON does not have",
-                    "use text, a number, an array or an object",
-                )
+                problem = f"is of the type {type(value).__name__}, which JSON does not have"
+                return Fault(pointer, problem, "use text, a number, an array or an object")
     except UnicodeEncodeError:
-        return "holds half of a surrogate pair, which UTF-8 cannot encode", "use complete characters"
+        problem = "contains half of a surrogate pair, which UTF-8 cannot encode"
+        return Fault(pointer, problem, "use complete characters")
     except ValueError:
         # Python's limit on converting integers to text.
-        return "is an integer with too many digits", "use text"
+        return Fault(pointer, "is an integer with too many digits", "use text")
     return None
 
 
 def _token(key: object) -> str:
-    """A key as a part of a JSON Pointer [RFC 6901] that can be printed anywhere."""
+    """Return a key as a part of a JSON Pointer [RFC 6901]."""
     return str(key).replace("~", "~0").replace("/", "~1")
 
 

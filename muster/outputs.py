@@ -1,7 +1,7 @@
-"""What a deployment offers its clients: the Terraform outputs, typed, and the boto3 clients that reach it.
+"""The Terraform outputs of a deployment, typed, and boto3 clients for it.
 
-Outputs come from the running local stack (`muster.Stack().status()`), from a file with what
-`terraform output -json` printed (`-` is standard input), or from a Terraform directory, which is asked.
+Outputs come from the running local stack, from a file that `terraform output -json` wrote (`-` is standard
+input), or from a Terraform directory, in which Terraform is run.
 """
 
 from __future__ import annotations
@@ -11,17 +11,25 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from muster.errors import OutputsError
 
 if TYPE_CHECKING:
     import boto3
+    from mypy_boto3_dynamodb import DynamoDBServiceResource
+    from mypy_boto3_lambda import LambdaClient
+    from mypy_boto3_logs import CloudWatchLogsClient
+    from mypy_boto3_secretsmanager import SecretsManagerClient
+    from mypy_boto3_sns import SNSClient
+    from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_stepfunctions import SFNClient
 
 LOCAL_CREDENTIALS: Mapping[str, str] = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
-"""What every local AWS emulator accepts; the user's own credentials are never sent to one."""
+"""Keys that every local AWS emulator accepts. The user's own credentials are never sent to an emulator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +59,10 @@ class Outputs:
 
     @classmethod
     def parse(cls, document: object, *, source: str, endpoint_url: str | None = None) -> Self:
-        """Take what `terraform output -json`, `muster outputs --json` or `muster status --json` prints.
+        """Read what `terraform output -json`, `muster outputs --json` or `muster status --json` prints.
 
         Those are {name: {"value": ...}}, {name: value}, and {"phase": ..., "outputs": {name: value}}.
-        Outputs that Muster does not know are ignored. One OutputsError names everything that is missing.
+        Unknown outputs are ignored. One `OutputsError` names every missing output.
         """
         if isinstance(document, dict) and {"phase", "outputs"} <= document.keys():
             document = document["outputs"]
@@ -65,7 +73,7 @@ class Outputs:
                 )
         if not isinstance(document, dict):
             raise OutputsError(
-                f"{source} does not hold a JSON object of Terraform outputs.",
+                f"{source} does not contain a JSON object of Terraform outputs.",
                 fix="Write it with `terraform output -json` or `muster outputs --json`.",
             )
         values = {
@@ -90,25 +98,28 @@ class Outputs:
         """
         if source is not None or (source := os.environ.get("MUSTER_OUTPUTS")):
             return cls.read(Path(source))
-        from muster.local.stack import Stack  # noqa: PLC0415 - a stack has outputs
+        from muster.local import record, repository  # noqa: PLC0415 - only this form needs a local stack
 
-        local = Stack(state_dir).status()
-        if local.outputs is not None:
-            return local.outputs
-        if local.phase == "ready":
+        folder = (state_dir or repository.default_state_dir()).absolute()
+        local = record.read(folder)
+        running = local.running()
+        if running and local.outputs:
+            with suppress(OutputsError):
+                return cls.parse(local.outputs, source=str(folder / record.RECORD))
+        if running and local.phase == "ready":
             raise OutputsError(
                 "The local stack was started by another version of Muster.",
                 fix="Run `muster up`, which updates it.",
             )
         raise OutputsError(
-            "There is no stack to talk to: the local one is not up and no outputs were given.",
-            fix="Run `muster up`, or name a file with what `terraform output -json` printed "
+            "There is no stack to talk to: the local stack is not up, and no outputs were given.",
+            fix="Run `muster up`, or name a file that `terraform output -json` wrote "
             "(--outputs, MUSTER_OUTPUTS).",
         )
 
     @classmethod
     def read(cls, source: Path) -> Self:
-        """Read outputs from a JSON file, from standard input (`-`), or by asking Terraform in a directory."""
+        """Read outputs from a JSON file, from standard input (`-`), or from a Terraform directory."""
         if source == Path("-"):
             return cls.parse(_json(sys.stdin.read(), "Standard input"), source="Standard input")
         if source.is_dir():
@@ -126,14 +137,15 @@ class Outputs:
         return cls.parse(_json(text, str(source)), source=str(source))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the flat JSON form that `muster outputs --json` prints and `read` takes."""
+        """Return the flat JSON form that `muster outputs --json` prints and `read` accepts."""
         return dataclasses.asdict(self)
 
     def environment(self) -> dict[str, str | None]:
-        """Return environment variables that point any AWS SDK here; None is a variable to unset.
+        """Return environment variables that point any AWS SDK to this deployment; None means unset.
 
-        Each output that is text becomes MUSTER_ and its name. A local stack adds its endpoint and test keys,
-        and hides the user's own AWS settings; AWS adds its region only, and the user's credentials apply.
+        Each output that is text becomes a variable MUSTER_NAME. A local stack adds its endpoint and test
+        keys, and hides the user's own AWS settings. AWS adds its region only, and the user's credentials
+        apply.
         """
         values = {"AWS_REGION": self.region, "AWS_DEFAULT_REGION": self.region}
         own = {
@@ -151,15 +163,15 @@ class Outputs:
     def session(self) -> boto3.Session:
         """Return a boto3 session in this deployment's region.
 
-        For AWS it uses the ordinary credential chain. For a local stack it uses `LOCAL_CREDENTIALS` and reads
-        neither AWS profiles and files nor proxies, so that nothing of the user's redirects it.
+        For AWS it uses the usual credential chain. For a local stack it uses `LOCAL_CREDENTIALS` and ignores
+        the user's AWS profiles, configuration files and proxies, which could send its requests elsewhere.
         """
         import boto3  # noqa: PLC0415 - takes a quarter of a second, which `muster --help` should not
-        import botocore.session  # noqa: PLC0415 - likewise
+        import botocore.session  # noqa: PLC0415 - slow as well
 
         if self.endpoint_url is None:
             return boto3.Session(region_name=self.region)
-        from botocore.config import Config  # noqa: PLC0415 - likewise
+        from botocore.config import Config  # noqa: PLC0415 - slow as well
 
         isolated = botocore.session.Session(
             session_vars={
@@ -171,10 +183,33 @@ class Outputs:
         isolated.set_default_client_config(Config(proxies={}))
         return boto3.Session(botocore_session=isolated, region_name=self.region, **LOCAL_CREDENTIALS)
 
+    @overload
+    def client(self, service: Literal["lambda"], **options: Any) -> LambdaClient: ...
+    @overload
+    def client(self, service: Literal["logs"], **options: Any) -> CloudWatchLogsClient: ...
+    @overload
+    def client(self, service: Literal["secretsmanager"], **options: Any) -> SecretsManagerClient: ...
+    @overload
+    def client(self, service: Literal["sns"], **options: Any) -> SNSClient: ...
+    @overload
+    def client(self, service: Literal["sqs"], **options: Any) -> SQSClient: ...
+    @overload
+    def client(self, service: Literal["stepfunctions"], **options: Any) -> SFNClient: ...
+    @overload
+    def client(self, service: str, **options: Any) -> Any: ...
+
     def client(self, service: str, **options: Any) -> Any:
-        """Return a boto3 client for `service` that talks to this deployment."""
+        """Return a boto3 client for `service` that talks to this deployment.
+
+        A type checker that has boto3-stubs knows the clients of the services that Muster uses.
+        """
         make: Any = self.session().client  # the service is a variable, which the stubs' overloads do not take
         return make(service, endpoint_url=self.endpoint_url, **options)
+
+    @overload
+    def resource(self, service: Literal["dynamodb"]) -> DynamoDBServiceResource: ...
+    @overload
+    def resource(self, service: str) -> Any: ...
 
     def resource(self, service: str) -> Any:
         """Return a boto3 resource for `service` that talks to this deployment."""
@@ -187,6 +222,6 @@ def _json(text: str | bytes, source: str) -> object:
         return json.loads(text)
     except ValueError as error:
         raise OutputsError(
-            f"{source} does not hold JSON: {error}.",
+            f"{source} is not JSON: {error}.",
             fix="Write it with `terraform output -json` or `muster outputs --json`.",
         ) from error

@@ -27,6 +27,7 @@ from muster.local.seed import User
 from muster.local.stack import Stack
 from muster.outputs import Outputs
 from muster.tokens import TokenIssuer
+from muster.types import Envelope, OfflineNotification, ReceivedEnvelope
 
 T = TypeVar("T")
 
@@ -131,7 +132,7 @@ class _Mailbox(Generic[T]):
         raise NotImplementedError
 
 
-class UserClient(_Mailbox[Message]):
+class UserClient(_Mailbox[ReceivedEnvelope]):
     """A connected client of one user: a `muster.Client` for tests that are not asynchronous.
 
     `receive` returns messages as `schemas/envelope.schema.json` describes them. `call` calls any other method
@@ -174,12 +175,12 @@ class UserClient(_Mailbox[Message]):
             self._thread.join()
             self._loop.close()
 
-    def _fetch(self, seconds: float) -> list[Message]:
+    def _fetch(self, seconds: float) -> list[ReceivedEnvelope]:
         with suppress(TimeoutError):
             return [self._run(self._next(seconds))]
         return []
 
-    async def _next(self, seconds: float) -> Message:
+    async def _next(self, seconds: float) -> ReceivedEnvelope:
         async with asyncio.timeout(seconds):
             async for message in self._client:
                 return message
@@ -204,14 +205,13 @@ class Notification:
     `body` follows `schemas/offline-notification.schema.json`; `attributes` are those that filters read.
     """
 
-    body: dict[str, Any]
+    body: OfflineNotification
     attributes: dict[str, str]
 
     @property
-    def message(self) -> dict[str, Any]:
-        """The message that somebody did not get."""
-        message: dict[str, Any] = self.body["message"]
-        return message
+    def message(self) -> Envelope:
+        """The message that was not delivered."""
+        return self.body["message"]
 
 
 class OfflineQueue(_Mailbox[Notification]):

@@ -1,6 +1,6 @@
-"""Tokens for users of a deployment that verifies them with a shared secret (HS...), as the local stack does.
+"""Tokens for users of a deployment that verifies them with a shared secret (HS256), as the local stack does.
 
-Where an identity provider signs tokens (RS... or ES... by JWKS), only that provider can issue them.
+If an identity provider signs the tokens (RS256 or ES256 with JWKS), only that provider can issue them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ DEFAULT_LIFETIME = timedelta(hours=1)
 
 
 class TokenError(MusterError):
-    """No token can be issued for this deployment from here."""
+    """No token can be issued for this deployment."""
 
 
 @dataclass(frozen=True)
 class TokenIssuer:
-    """Signs tokens with a deployment's secret, which is read once and appears in no repr."""
+    """Signs tokens with a deployment's secret. The secret is read once and is not shown in a repr."""
 
     secret: str = field(repr=False)
     issuer: str
@@ -62,7 +62,7 @@ class TokenIssuer:
     def issue(self, user_id: str, ttl: timedelta = DEFAULT_LIFETIME) -> str:
         """Return a token for a user, valid from now for `ttl`.
 
-        The user is not looked up: whether they exist and are active is decided when they connect.
+        It does not check that the user exists and is active; the server does when the user connects.
         Raises `TokenError` for an empty `user_id`.
         """
         if not user_id:

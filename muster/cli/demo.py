@@ -15,16 +15,12 @@ from rich.text import Text
 from muster.cli.console import echo_json, progress, stderr, stdout
 from muster.cli.interrupts import Interrupts
 from muster.demo.script import FEWEST_CLIENTS, Missed, Report, run
-from muster.errors import MusterError
+from muster.errors import DemoFailed, MusterError
 from muster.local.stack import Stack
 from muster.outputs import Outputs
 from muster.progress import Progress
 
 app = typer.Typer()
-
-
-class DemoFailed(MusterError):
-    """Something was missing, went to the wrong client, or took too long; the message lists everything."""
 
 
 @app.command()

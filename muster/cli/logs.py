@@ -11,6 +11,7 @@ import typer
 from botocore.exceptions import ClientError
 from rich.text import Text
 
+from muster.aws import error_code
 from muster.cli.console import echo_json, stdout
 from muster.cli.options import OutputsOption, StateDirOption, resolve_outputs
 from muster.errors import MusterError
@@ -172,7 +173,7 @@ def _filter(client: Any, name: str, group: str, began: int) -> Iterator[Event]:
         for page in client.get_paginator("filter_log_events").paginate(logGroupName=group, startTime=began):
             yield from ({"name": name, **event} for event in page["events"])
     except ClientError as error:
-        match error.response["Error"]["Code"]:
+        match error_code(error):
             case "ResourceNotFoundException":
                 problem, fix = (
                     "does not exist",

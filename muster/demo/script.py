@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, cycle, islice, product, zip_longest
@@ -216,7 +216,7 @@ def time_table_operations(outputs: Outputs, rounds: int = 5) -> dict[str, Timing
         table = dynamodb.Table(name)
         # Opens the connection, so that the first sample does not.
         table.get_item(Key=key)
-        calls = {
+        calls: dict[str, Callable[[], object]] = {
             "put": partial(table.put_item, Item=key),
             "get": partial(table.get_item, Key=key),
             "delete": partial(table.delete_item, Key=key),

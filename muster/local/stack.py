@@ -19,13 +19,14 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from muster.errors import OutputsError, StackError, TerraformError, TerraformStalled
-from muster.local import bundle, emulator, repository
+from muster.local import bundle, emulator, record, repository
 from muster.local.emulator import Process
+from muster.local.record import Phase
 from muster.local.seed import seed
 from muster.local.terraform import PlannedChange, Terraform, find_binary
 from muster.outputs import Outputs
@@ -33,17 +34,14 @@ from muster.progress import Progress, Silent
 
 DEFAULT_PORT = 4566
 
-Phase = Literal["down", "starting", "ready", "destroying"]
-
 _LOCK = "stack.lock"
-_RECORD = "stack.json"
 _VARIABLES = "variables.tfvars.json"
 _LOG = "emulator.log"
 _FUNCTION_LOGS = "logs"
 _CONTENTS = (
     *(
-        _RECORD,
-        f"{_RECORD}.partial",
+        record.RECORD,
+        record.PARTIAL_RECORD,
         _VARIABLES,
         "bundle",
         "source",
@@ -121,12 +119,8 @@ class Stack:
 
     def status(self) -> Status:
         """Tell what runs, by the recorded process: what answers on a port could be somebody else's."""
-        record = self._read()
-        if record.process:
-            runs = record.process.alive()
-        else:
-            runs = record.endpoint_url is not None and emulator.healthy(record.endpoint_url)
-        return record if runs else Status("down")
+        recorded = record.read(self.state_dir)
+        return self._parse(recorded) if recorded.running() else Status("down")
 
     def ready(self) -> Outputs | None:
         """Return the outputs if the stack is up with these Terraform variables; its code is not compared."""
@@ -241,7 +235,7 @@ class Stack:
         try:
             return self._deploy(self._start(), stall_seconds)
         except BaseException:
-            failed = self._read()
+            failed = self._parse(record.read(self.state_dir))
             if failed.process:
                 self._progress.step("Stopping the emulator again")
                 self._stop_and_clean(failed, keep=(_LOG, _FUNCTION_LOGS, "terraform-data"))
@@ -337,27 +331,19 @@ class Stack:
         if other_port or (self._endpoint and self._endpoint != status.endpoint_url):
             raise StackError(f"The stack is up on {status.endpoint_url}.", fix="Run `muster down` first.")
 
-    def _read(self) -> Status:
-        """Return the record. Another version may have written it: only process and endpoint must be there."""
-        path = self.state_dir / _RECORD
-        try:
-            record = json.loads(path.read_text())
-            process = record["process"] and Process(record["process"]["pid"], record["process"]["started"])
-            status = Status(record["phase"], record["endpoint_url"], process)
-            outputs = record.get("outputs")
-        except FileNotFoundError:
-            return Status("down")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StackError(f"{path} is damaged: {error}.", fix=f"Remove {self.state_dir}.") from error
+    def _parse(self, recorded: record.Record) -> Status:
+        """Read a record. Outputs of another version of Muster may be unreadable, and are then left out."""
+        status = Status(recorded.phase, recorded.endpoint_url, recorded.process)
         with suppress(OutputsError):
-            return replace(status, outputs=Outputs.parse(outputs, source=str(path)) if outputs else None)
+            if recorded.outputs:
+                source = str(self.state_dir / record.RECORD)
+                return replace(status, outputs=Outputs.parse(recorded.outputs, source=source))
         return status
 
     def _write(self, status: Status) -> Status:
-        """Record a status; the file is replaced whole, so that a reader never sees half of one."""
-        partial = self.state_dir / f"{_RECORD}.partial"
-        partial.write_text(json.dumps(asdict(status), indent=2))
-        partial.replace(self.state_dir / _RECORD)
+        outputs = status.outputs.to_dict() if status.outputs else None
+        recorded = record.Record(status.phase, status.endpoint_url, status.process, outputs)
+        record.write(self.state_dir, recorded)
         return status
 
     def _stop_and_clean(self, status: Status, keep: tuple[str, ...] = ()) -> None:

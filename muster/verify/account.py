@@ -10,6 +10,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from muster.aws import error_code
 from muster.errors import MusterError
 from muster.outputs import Outputs
 from muster.verify.probe import Probe, finished
@@ -91,7 +92,7 @@ async def _throttle(probe: Probe) -> tuple[float, float]:
         settings = account["throttleSettings"]
         return float(settings["rateLimit"]), float(settings["burstLimit"])
     except (ClientError, KeyError) as error:
-        if isinstance(error, ClientError) and error.response["Error"]["Code"] not in DENIED:
+        if isinstance(error, ClientError) and error_code(error) not in DENIED:
             raise
     quotas = await _quotas(probe, "apigateway")
     rates = [quotas.get(name) for name in ("Throttle rate", "Throttle burst rate")]
@@ -219,7 +220,7 @@ async def plain_http(probe: Probe) -> str:
             )
         )
     except ClientError as error:
-        if error.response["Error"]["Code"] in DENIED:
+        if error_code(error) in DENIED:
             return "The queue answered over TLS and refused the same call without."
         raise
     raise Broken("The queue answered over plain HTTP.", "Apply terraform/ again.")

@@ -25,6 +25,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
+from muster.aws import error_code
 from muster.broadcaster import Broadcaster, Execution, MessageType, Offline, Receipt
 from muster.errors import MusterError
 from muster.local.seed import User
@@ -271,7 +272,7 @@ class Probe:
                 ConditionExpression="attribute_not_exists(userId)",
             )
         except ClientError as error:
-            if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
+            if error_code(error) != "ConditionalCheckFailedException":
                 raise
             raise MusterError(
                 f"The users table already has a user {user.user_id}, whom a run must not touch.",
@@ -647,7 +648,7 @@ class Probe:
         try:
             url = (await self.call("sqs", "get_queue_url", QueueName=name))["QueueUrl"]
         except ClientError as error:
-            if "NonExistentQueue" in error.response["Error"]["Code"] or "QueueDoesNotExist" in str(error):
+            if "NonExistentQueue" in error_code(error) or "QueueDoesNotExist" in str(error):
                 return
             raise
         await self.call("sqs", "delete_queue", QueueUrl=url)
@@ -746,5 +747,5 @@ def _attribute(value: str | bool) -> dict[str, Any]:
 
 def _reason(error: BotoCoreError | ClientError) -> str:
     if isinstance(error, ClientError):
-        return f"{error.operation_name}: {error.response.get('Error', {}).get('Code', 'no code')}"
+        return f"{error.operation_name}: {error_code(error) or 'no code'}"
     return type(error).__name__

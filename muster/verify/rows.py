@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from botocore.exceptions import BotoCoreError, ClientError
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from muster.aws import error_code
 from muster.errors import MusterError
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ async def _outcome(check: Check, probe: Probe, rows: list[Row]) -> tuple[Result,
     except CannotTell as error:
         return "unknown", str(error), error.fix
     except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
+        code = error_code(error)
         if code in DENIED:
             why = f"These credentials may not call {error.operation_name}."
             return "unknown", why, "Allow what `muster verify --dry-run` lists."

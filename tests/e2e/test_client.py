@@ -10,6 +10,7 @@ import pytest
 from muster import Broadcaster, Client
 from muster.broadcaster import IdempotencyConflict, InvalidBroadcast, Receipt
 from muster.client import HandshakeRefused, Refused
+from muster.types import ReceivedEnvelope
 from tests.e2e.conftest import Open
 from tests.support.deployment import Deployment, Json, unique, users_of
 from tests.support.waiting import until
@@ -26,13 +27,13 @@ def _run(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(limited())
 
 
-async def _next(client: Client) -> Json:
+async def _next(client: Client) -> ReceivedEnvelope:
     async with asyncio.timeout(SECONDS):
         return await anext(client)
 
 
 class Gate:
-    """Makes tokens; while it is shut, whoever wants one waits, and so stays disconnected."""
+    """Makes tokens. While it is shut, the client waits for one and stays disconnected."""
 
     def __init__(self, deployment: Deployment, user_id: str) -> None:
         self._deployment = deployment
@@ -46,7 +47,7 @@ class Gate:
 
     @asynccontextmanager
     async def shut(self) -> AsyncIterator[None]:
-        """Cut every connection of the user, and let none in for the length of the block."""
+        """Close every connection of the user, and let none open inside the block."""
         self._open.clear()
         for connection_id in self._deployment.connections_of(self._user_id):
             self._deployment.gateway.delete_connection(ConnectionId=connection_id)
@@ -65,7 +66,7 @@ def _teller(broadcaster: Broadcaster) -> Callable[[str, Json], Awaitable[Receipt
     return tell
 
 
-def test_client_hears_what_was_said_while_it_was_cut_off_once_and_in_order(
+def test_client_receives_what_it_missed_while_disconnected_once_and_in_order(
     deployment: Deployment, broadcaster: Broadcaster, shelter: str
 ) -> None:
     user = deployment.user("resident", shelter)
@@ -89,7 +90,7 @@ def test_client_hears_what_was_said_while_it_was_cut_off_once_and_in_order(
     _run(scenario())
 
 
-def test_new_client_goes_on_from_the_position_of_an_earlier_one(
+def test_new_client_resumes_from_the_position_of_an_earlier_one(
     deployment: Deployment, broadcaster: Broadcaster
 ) -> None:
     user = deployment.user()
@@ -112,10 +113,10 @@ def test_new_client_goes_on_from_the_position_of_an_earlier_one(
     _run(scenario())
 
 
-def test_user_with_nothing_open_is_handed_to_sns_and_resumes(
+def test_offline_user_is_published_to_sns_and_gets_the_message_on_resume(
     deployment: Deployment, broadcaster: Broadcaster, open_socket: Open
 ) -> None:
-    """The promise of the whole: nobody who was offline misses what was said to them."""
+    """The promise of Muster: an offline user misses no message."""
     user = deployment.user("first_responder")
     execution = broadcaster.start("alert", {"users": [user.user_id]}, PAYLOAD)
     receipt = broadcaster.wait(execution, SECONDS)
@@ -127,9 +128,7 @@ def test_user_with_nothing_open_is_handed_to_sns_and_resumes(
     assert receipt.id in [message["id"] for message in open_socket(user).resume(after=receipt.id)]
 
 
-def test_client_sends_and_is_told_why_it_may_not(
-    deployment: Deployment, open_socket: Open, shelter: str
-) -> None:
+def test_client_sends_and_a_refusal_says_why(deployment: Deployment, open_socket: Open, shelter: str) -> None:
     receiver = open_socket(deployment.user("resident", shelter))
 
     async def scenario() -> None:
@@ -146,7 +145,7 @@ def test_client_sends_and_is_told_why_it_may_not(
     _run(scenario())
 
 
-def test_client_is_told_that_its_token_does_not_hold(deployment: Deployment) -> None:
+def test_an_invalid_token_refuses_the_handshake(deployment: Deployment) -> None:
     async def scenario() -> None:
         with pytest.raises(HandshakeRefused):
             async with Client(deployment.outputs.websocket_url, "garbage"):

@@ -96,7 +96,8 @@ class Belongings:
 
 @pytest.fixture
 def belongings(deployment: Deployment) -> Iterator[Belongings]:
-    dynamodb, kms, sqs = (deployment.outputs.client(name) for name in ("dynamodb", "kms", "sqs"))
+    dynamodb, kms = (deployment.outputs.client(name) for name in ("dynamodb", "kms"))
+    sqs = deployment.outputs.client("sqs")
     key_arn = kms.create_key()["KeyMetadata"]["Arn"]
     queue_url = sqs.create_queue(QueueName=unique("subscriber"))["QueueUrl"]
     queue = sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["QueueArn"])["Attributes"]

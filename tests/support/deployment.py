@@ -125,6 +125,7 @@ class Deployment:
 
     @cached_property
     def jwt_secret(self) -> str:
+        assert self.outputs.jwt_secret_arn
         answer = self.outputs.client("secretsmanager").get_secret_value(SecretId=self.outputs.jwt_secret_arn)
         return str(answer["SecretString"])
 

@@ -86,9 +86,13 @@ def states() -> Iterator[Stubber]:
         stubber.assert_no_pending_responses()
 
 
+def broadcaster_of(client: Any) -> Broadcaster:
+    return Broadcaster(MACHINE, client)
+
+
 @pytest.fixture
 def broadcaster(states: Stubber) -> Broadcaster:
-    return Broadcaster(MACHINE, states.client)
+    return broadcaster_of(states.client)
 
 
 def start(broadcaster: Broadcaster, **more: Any) -> Execution:
@@ -228,7 +232,7 @@ FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 def test_an_integer_that_step_functions_would_round_is_refused_by_its_place() -> None:
     states = StepFunctions()
     with pytest.raises(InvalidRequest, match=r"/payload/people/0 is an integer beyond 9007199254740991"):
-        Broadcaster(MACHINE, states).start("alert", {"all": True}, {"people": [2**53]})
+        broadcaster_of(states).start("alert", {"all": True}, {"people": [2**53]})
     assert states.inputs == {}
 
 
@@ -260,7 +264,7 @@ def test_the_same_payload_under_the_same_name_is_the_same_broadcast(
 ) -> None:
     states = StepFunctions()
     states.running = running
-    broadcaster = Broadcaster(MACHINE, states)
+    broadcaster = broadcaster_of(states)
 
     def start(payload: Any) -> Execution:
         return broadcaster.start("alert", {"users": ("ann", "bob")}, payload, name="flood-17")
@@ -282,7 +286,7 @@ def test_the_same_payload_under_the_same_name_is_the_same_broadcast(
 
 @pytest.mark.parametrize(("first", "second"), [({"a": 1}, {"a": True}), ({"a": [0]}, {"a": [False]})])
 def test_true_is_not_one(first: dict[str, Any], second: dict[str, Any]) -> None:
-    broadcaster = Broadcaster(MACHINE, StepFunctions())
+    broadcaster = broadcaster_of(StepFunctions())
     broadcaster.start("alert", {"all": True}, first, name="flood-17")
     with pytest.raises(IdempotencyConflict, match="differs in payload"):
         broadcaster.start("alert", {"all": True}, second, name="flood-17")
@@ -291,7 +295,7 @@ def test_true_is_not_one(first: dict[str, Any], second: dict[str, Any]) -> None:
 def test_a_number_is_the_same_however_it_is_written() -> None:
     states = StepFunctions()
     states.inputs["flood-17"] = json.dumps(REQUEST | {"payload": {"level": 2}})
-    again = Broadcaster(MACHINE, states).start("alert", {"all": True}, {"level": 2.0}, name="flood-17")
+    again = broadcaster_of(states).start("alert", {"all": True}, {"level": 2.0}, name="flood-17")
     assert again.already_started
 
 
@@ -305,7 +309,7 @@ def test_a_number_is_the_same_however_it_is_written() -> None:
         ({"text": "\ud800"}, "/payload/text"),
     ],
 )
-def test_what_json_cannot_hold_is_refused_with_its_place(
+def test_a_value_that_json_cannot_represent_is_refused_with_its_pointer(
     broadcaster: Broadcaster, payload: dict[str, Any], place: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=f"^{place} ") as refused:
@@ -334,8 +338,8 @@ def test_a_conflict_is_looked_up_until_step_functions_knows_the_first(
 def test_a_conflict_that_cannot_be_looked_up_says_that_a_repeat_is_safe(broadcaster: Broadcaster) -> None:
     unknowing = Failing("ExecutionDoesNotExist")
     unknowing.inputs["flood-17"] = "{}"
-    with pytest.raises(BroadcastError, match="does not say yet") as unclear:
-        Broadcaster(MACHINE, unknowing).start("alert", {"all": True}, {}, name="flood-17")
+    with pytest.raises(BroadcastError, match="cannot say yet") as unclear:
+        broadcaster_of(unknowing).start("alert", {"all": True}, {}, name="flood-17")
     assert not isinstance(unclear.value, IdempotencyConflict)
     assert "same name" in (unclear.value.fix or "")
 
@@ -363,7 +367,7 @@ def test_wait_polls_until_the_receipt_is_there(states: Stubber, broadcaster: Bro
     assert polls == sorted(polls)
 
 
-def test_a_receipt_survives_the_way_to_json_and_back() -> None:
+def test_a_receipt_round_trips_through_json() -> None:
     assert Receipt.parse(RECEIPT).to_dict() == RECEIPT
 
 
@@ -377,7 +381,7 @@ def test_an_execution_that_is_not_visible_yet_is_waited_for(
 
 def test_an_execution_that_stays_unknown_is_an_error(clock: Clock) -> None:
     with pytest.raises(UnknownBroadcast, match=f"no broadcast {EXECUTION}"):
-        Broadcaster(MACHINE, Failing("ExecutionDoesNotExist")).wait(Execution(EXECUTION), 60)
+        broadcaster_of(Failing("ExecutionDoesNotExist")).wait(Execution(EXECUTION), 60)
     assert broadcaster_module.CONSISTENCY_SECONDS <= clock.now < broadcaster_module.CONSISTENCY_SECONDS + 1
 
 
@@ -391,7 +395,7 @@ def test_an_execution_that_stays_unknown_is_an_error(clock: Clock) -> None:
         {"service_error_code": "", "http_status_code": 503},
     ],
 )
-def test_a_look_that_step_functions_cannot_answer_found_it_running(
+def test_a_poll_that_step_functions_cannot_answer_counts_as_running(
     states: Stubber, broadcaster: Broadcaster, clock: Clock, passing: dict[str, Any]
 ) -> None:
     for _ in range(4):
@@ -411,7 +415,7 @@ def test_a_look_that_step_functions_cannot_answer_found_it_running(
         aws.ConnectionClosedError(endpoint_url="https://states"),
     ],
 )
-def test_a_look_that_does_not_arrive_found_it_running(lost: Exception) -> None:
+def test_a_poll_that_does_not_arrive_counts_as_running(lost: Exception) -> None:
     class Flaky(StepFunctions):
         answers: Iterator[Any] = iter([lost, {"status": "SUCCEEDED", "output": json.dumps(RECEIPT)}])
 
@@ -421,7 +425,7 @@ def test_a_look_that_does_not_arrive_found_it_running(lost: Exception) -> None:
                 raise answer
             return dict(answer)
 
-    assert Broadcaster(MACHINE, Flaky()).wait(Execution(EXECUTION), 60).delivered == 3
+    assert broadcaster_of(Flaky()).wait(Execution(EXECUTION), 60).delivered == 3
 
 
 @pytest.mark.parametrize(
@@ -435,9 +439,9 @@ def test_a_look_that_does_not_arrive_found_it_running(lost: Exception) -> None:
         (aws.NoCredentialsError(), "credentials"),
     ],
 )
-def test_a_look_that_will_never_succeed_ends_the_wait(error: Exception | str, code: str) -> None:
+def test_a_poll_that_can_never_succeed_ends_the_wait(error: Exception | str, code: str) -> None:
     with pytest.raises(BroadcastError, match=code) as failed:
-        Broadcaster(MACHINE, Failing(error)).wait(Execution(EXECUTION), 60)
+        broadcaster_of(Failing(error)).wait(Execution(EXECUTION), 60)
     assert not isinstance(failed.value, BroadcastTimeout)
 
 
@@ -455,7 +459,7 @@ def test_fifteen_waits_at_once_stay_under_the_rate_of_describe_execution(
 
     for _ in range(15):
         clock.now = 0.0
-        Broadcaster(MACHINE, Slow()).wait(Execution(EXECUTION), 300)
+        broadcaster_of(Slow()).wait(Execution(EXECUTION), 300)
     later = [look for look in looks if look >= broadcaster_module.YOUNG_SECONDS + 5]
     for second in range(15, 120):
         assert sum(second <= look < second + 5 for look in later) <= 5 * 10
@@ -467,7 +471,7 @@ def test_a_wait_that_step_functions_never_answers_says_so(states: Stubber, broad
     states.add_client_error("describe_execution", "ThrottlingException")
     with pytest.raises(BroadcastTimeout) as late:
         broadcaster.wait(Execution(EXECUTION), 0)
-    assert "did not tell" in (late.value.fix or "")
+    assert "did not return" in (late.value.fix or "")
 
 
 @pytest.mark.parametrize("output", ["{}", "[]", "{", json.dumps(RECEIPT | {"startedAt": "soon"})])
@@ -575,7 +579,7 @@ class TestAcceptance:
             broadcaster.wait_accepted(Execution(EXECUTION), 0)
 
 
-def test_a_logged_error_holds_its_faults_once(
+def test_a_logged_error_contains_its_faults_once(
     caplog: pytest.LogCaptureFixture, states: Stubber, broadcaster: Broadcaster
 ) -> None:
     faults = [{"pointer": "/target", "problem": "is missing", "fix": "add target"}]
@@ -626,7 +630,7 @@ def test_without_a_client_it_uses_the_region_of_the_state_machine(monkeypatch: p
         17,
     ],
 )
-def test_what_is_no_broadcast_machine_is_refused_with_what_to_use(arn: Any) -> None:
+def test_another_arn_is_refused_with_a_fix(arn: Any) -> None:
     with pytest.raises(BroadcastError, match="is not the ARN of a broadcast state machine") as refused:
         Broadcaster(arn)
     assert "broadcast_state_machine_arn" in (refused.value.fix or "")

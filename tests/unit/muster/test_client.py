@@ -1,4 +1,4 @@
-"""The WebSocket client against a miniature of the deployed API that can lose, refuse and repeat things."""
+"""The WebSocket client against a small fake of the deployed API, which can lose, refuse and repeat messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from functions.shared.keys import KEY_LIFETIME_SECONDS
-from muster import client as client_module
 from muster.client import (
     Client,
     ClientClosed,
@@ -33,7 +32,9 @@ from muster.client import (
     ReplyTimeout,
     TooLarge,
     Unreachable,
+    inbox,
 )
+from muster.client import client as client_module
 
 TOKEN = "head.claims.signature"
 P = ParamSpec("P")
@@ -51,7 +52,7 @@ def asynchronous(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, No
 
 @pytest.fixture(autouse=True)
 def _quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "BACKOFF_BASE_SECONDS", 0.01)
+    monkeypatch.setattr(inbox, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 def iso(instant: datetime) -> str:
@@ -214,7 +215,7 @@ async def test_a_post_that_a_resume_overtook_is_dropped_and_is_no_duplicate() ->
 
 @asynchronous
 async def test_the_memory_for_duplicates_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "REMEMBERED_IDS", 2)
+    monkeypatch.setattr(inbox, "REMEMBERED_IDS", 2)
     async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
         first, second, third = envelope(1), envelope(2), envelope(3)
         await gateway.post(first, second, third, first)
@@ -281,7 +282,7 @@ async def test_an_error_reply_raises_with_its_code_and_faults() -> None:
 
 
 @asynchronous
-async def test_an_id_that_no_reply_could_refer_to_is_refused() -> None:
+async def test_an_invalid_request_id_is_refused() -> None:
     async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
         for identifier in ("", "a b", "x" * 65, "a\n", 7.5, 42, True, None):
             with pytest.raises(ClientError, match="cannot identify"):
@@ -290,7 +291,7 @@ async def test_an_id_that_no_reply_could_refer_to_is_refused() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), json.loads("1e999"), {1, 2}, "\ud800"])
 @asynchronous
-async def test_what_json_cannot_hold_is_refused_with_its_place(value: object) -> None:
+async def test_a_value_that_json_cannot_represent_is_refused_with_its_pointer(value: object) -> None:
     async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
         with pytest.raises(ClientError, match=r"^/payload/beds/1 ") as refused:
             await client.alert({"all": True}, {"beds": [1, value]})
@@ -355,7 +356,7 @@ async def test_a_callable_gives_a_fresh_token_for_each_connection() -> None:
 
 
 @asynchronous
-async def test_the_token_shows_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_log_error_or_repr_contains_the_token(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with FakeGateway() as gateway:
         client = Client(f"{gateway.url}?Authorization={TOKEN}", TOKEN)
@@ -382,7 +383,7 @@ async def test_white_space_around_a_token_is_ignored() -> None:
     "token", ["", " \n", "hunter2\nhunter2", "hunter2\x00", "huntér2", "Bearer hunter2", b"hunter2", None]
 )
 @asynchronous
-async def test_no_text_holds_a_part_of_a_token_that_cannot_be_one(
+async def test_no_error_or_log_contains_a_part_of_an_invalid_token(
     token: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -403,7 +404,7 @@ async def test_no_text_holds_a_part_of_a_token_that_cannot_be_one(
     ("status", "hint"), [(401, "fresh token"), (403, "active"), (404, "address"), (429, "again")]
 )
 @asynchronous
-async def test_a_refused_handshake_tells_the_status_and_what_to_do(status: int, hint: str) -> None:
+async def test_a_refused_handshake_has_the_status_and_a_fix(status: int, hint: str) -> None:
     async with FakeGateway() as gateway:
         gateway.refusals = [status]
         with pytest.raises(HandshakeRefused, match=str(status)) as refused:
@@ -413,7 +414,7 @@ async def test_a_refused_handshake_tells_the_status_and_what_to_do(status: int, 
 
 
 @asynchronous
-async def test_nobody_listening_is_unreachable() -> None:
+async def test_a_refused_connection_is_unreachable() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(Unreachable, match="Connect call failed"):
@@ -434,7 +435,7 @@ async def test_a_server_that_takes_connections_but_fails_every_ping_is_unreachab
 
 
 @asynchronous
-async def test_a_bad_address_is_unreachable_and_its_query_stays_secret() -> None:
+async def test_another_scheme_is_unreachable_and_no_error_contains_the_query() -> None:
     with pytest.raises(Unreachable, match="wss://") as unreachable:
         await Client(f"https://example.org/live?Authorization={TOKEN}", TOKEN).__aenter__()
     assert TOKEN not in str(unreachable.value)
@@ -465,7 +466,7 @@ async def test_a_bad_address_is_unreachable_and_its_query_stays_secret() -> None
     ],
 )
 @asynchronous
-async def test_an_address_that_cannot_be_one_is_unreachable_and_its_secrets_stay_secret(url: str) -> None:
+async def test_an_invalid_address_is_unreachable_and_no_error_contains_its_secrets(url: str) -> None:
     client = Client(url, TOKEN)
     with pytest.raises(Unreachable) as unreachable:
         await client.__aenter__()
@@ -475,7 +476,7 @@ async def test_an_address_that_cannot_be_one_is_unreachable_and_its_secrets_stay
 
 
 @asynchronous
-async def test_a_proxy_that_cannot_be_one_is_unreachable_and_its_password_stays_secret(
+async def test_an_invalid_proxy_is_unreachable_and_no_error_contains_its_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("http_proxy", "gopher://user:hunter2@proxy.example:1")
@@ -510,7 +511,7 @@ async def test_pings_keep_the_connection_busy() -> None:
 
 
 @asynchronous
-async def test_after_a_loss_what_was_missed_comes_once_oldest_first_before_what_is_new() -> None:
+async def test_after_a_loss_missed_messages_come_once_and_oldest_first_before_new_ones() -> None:
     gateway = FakeGateway()
     gateway.age = timedelta(minutes=1)
     async with gateway, Client(gateway.url, TOKEN) as client:
@@ -581,7 +582,7 @@ async def test_a_new_client_resumes_from_when_it_connected(early: list[int]) -> 
 
 
 @asynchronous
-async def test_iteration_can_begin_where_an_earlier_client_stopped() -> None:
+async def test_iteration_begins_at_the_position_of_an_earlier_client() -> None:
     async with FakeGateway() as gateway:
         gateway.retained = [envelope(number, ago=100 - 11 * number) for number in range(1, 9)]
         async with Client(gateway.url, TOKEN, position=gateway.retained[5]["id"]) as client:
@@ -591,7 +592,7 @@ async def test_iteration_can_begin_where_an_earlier_client_stopped() -> None:
 
 
 @asynchronous
-async def test_an_impossible_place_to_resume_from_ends_iteration_with_the_servers_words() -> None:
+async def test_an_invalid_position_ends_iteration_with_the_servers_error() -> None:
     async def refuse(connection: ServerConnection, message: Message) -> bool:
         if message["action"] == "resume":
             await gateway.error(connection, message, "invalid_message")
@@ -608,7 +609,7 @@ async def test_an_impossible_place_to_resume_from_ends_iteration_with_the_server
 
 
 @asynchronous
-async def test_history_is_read_in_pages_beside_the_iteration() -> None:
+async def test_history_is_read_in_pages_and_does_not_change_iteration() -> None:
     async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
         gateway.retained = [envelope(number, ago=9) for number in range(5)]
         assert [message["payload"]["number"] for message in await client.resume()] == [0, 1, 2, 3, 4]
@@ -679,7 +680,7 @@ async def test_a_connection_with_a_renewable_token_is_replaced_before_the_token_
         return True
 
     hour = timedelta(hours=1)
-    monkeypatch.setattr(client_module, "SHORTEST_LIFE_SECONDS", 0.05)
+    monkeypatch.setattr(inbox, "SHORTEST_LIFE_SECONDS", 0.05)
     async with FakeGateway() as gateway:
         gateway.override = expire_soon
         async with Client(gateway.url, TOKEN):
@@ -765,11 +766,11 @@ async def test_a_callable_that_cannot_reach_its_issuer_is_asked_again(
 
 
 def test_a_pause_is_bounded_also_after_days_of_failures() -> None:
-    assert all(0 <= client_module._backoff(failures) <= 30 for failures in (1, 11, 1100, 10**6))
+    assert all(0 <= inbox.backoff(failures) <= 30 for failures in (1, 11, 1100, 10**6))
 
 
 @asynchronous
-async def test_trouble_of_the_servers_own_is_waited_out_with_growing_random_pauses(
+async def test_server_errors_are_retried_after_growing_random_pauses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bounds: list[tuple[float, float]] = []
@@ -779,13 +780,13 @@ async def test_trouble_of_the_servers_own_is_waited_out_with_growing_random_paus
         return high
 
     async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
-        monkeypatch.setattr(client_module, "BACKOFF_CAP_SECONDS", 0.05)
+        monkeypatch.setattr(inbox, "BACKOFF_CAP_SECONDS", 0.05)
         monkeypatch.setattr("random.uniform", longest)
         gateway.refusals = [503, 429, 500]
         await gateway.open[0].close()
         await gateway.until(lambda: len(gateway.handshakes) == 5)
         await client.ping()
-        pauses = [bound for bound in bounds if bound != client_module.ROLLOVER_WINDOW]
+        pauses = [bound for bound in bounds if bound != inbox.ROLLOVER_WINDOW]
         assert pauses == [(0, 0.01), (0, 0.02), (0, 0.04), (0, 0.05)]
         bounds.clear()
         monkeypatch.setattr(client_module, "STABLE_SECONDS", 0)
@@ -808,7 +809,7 @@ async def test_a_token_that_cannot_be_renewed_ends_iteration_with_the_reason() -
 
 
 @asynchronous
-async def test_frames_that_are_no_messages_are_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+async def test_frames_that_are_not_messages_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
     async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
         for frame in (
             "not json",
@@ -835,7 +836,7 @@ async def test_frames_that_are_no_messages_are_passed_over(caplog: pytest.LogCap
     ],
 )
 @asynchronous
-async def test_a_frame_of_an_unexpected_form_does_not_cost_the_connection(frame: str | bytes) -> None:
+async def test_a_frame_of_an_unexpected_form_keeps_the_connection(frame: str | bytes) -> None:
     async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
         await gateway.open[0].send(frame)
         await gateway.post(envelope(1))
@@ -845,7 +846,7 @@ async def test_a_frame_of_an_unexpected_form_does_not_cost_the_connection(frame:
 
 @pytest.mark.parametrize("pong", [{}, {"connectedAt": "now"}, {"connectedAt": 1, "reconnectBy": None}])
 @asynchronous
-async def test_a_server_that_answers_otherwise_is_named(pong: Message) -> None:
+async def test_a_pong_of_another_form_is_an_error_that_says_so(pong: Message) -> None:
     async def answer(connection: ServerConnection, message: Message) -> bool:
         await connection.send(json.dumps(pong | {"replyTo": message["id"]}))
         return True
@@ -882,7 +883,9 @@ async def test_a_client_that_was_never_opened_yields_nothing() -> None:
 
 
 @asynchronous
-async def test_after_a_renewal_into_another_role_what_it_was_sent_since_the_connection_opened_comes() -> None:
+async def test_after_a_renewal_into_another_role_its_messages_since_the_connection_opened_are_yielded() -> (
+    None
+):
     async with FakeGateway() as gateway:
         gateway.age = timedelta(minutes=30)
         async with Client(gateway.url, TOKEN, heartbeat=60) as client:

@@ -1,4 +1,4 @@
-"""The client while the server fails, connections break and the program closes or cancels: nothing is lost."""
+"""The client loses no message while the server fails, connections break, or the program closes or cancels."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from websockets.asyncio.server import ServerConnection
 
-from muster import client as client_module
-from muster.client import Client, ClientClosed, ClientError, HandshakeRefused, Message
+from muster.client import Client, ClientClosed, ClientError, HandshakeRefused, Message, inbox, link
+from muster.client import client as client_module
 from tests.unit.muster.test_client import TOKEN, FakeGateway, asynchronous, envelope, everything, take
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "BACKOFF_BASE_SECONDS", 0.01)
+    monkeypatch.setattr(inbox, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 def _stall(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a pause before a reconnection outlast the test."""
-    monkeypatch.setattr(client_module, "_backoff", lambda failures: 3600.0)
+    monkeypatch.setattr(client_module, "backoff", lambda failures: 3600.0)
 
 
 def _longest_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def _left_over() -> list[object]:
     """The client's tasks, and its timers that are not cancelled."""
     loop = asyncio.get_running_loop()
     tasks = [task for task in asyncio.all_tasks() if "muster" in repr(task.get_coro())]
-    tasks += [task for task in asyncio.all_tasks() if "_Link" in repr(task) or "Client." in repr(task)]
+    tasks += [task for task in asyncio.all_tasks() if "Link." in repr(task) or "Client." in repr(task)]
     timers = [
         timer
         for timer in getattr(loop, "_scheduled")  # noqa: B009 - no public way to see them
@@ -86,7 +86,7 @@ def _left_over() -> list[object]:
 
 @pytest.mark.parametrize("code", ["internal", "throttled"])
 @asynchronous
-async def test_a_refused_resume_hides_nothing_keeps_the_socket_and_is_asked_again(
+async def test_a_refused_resume_releases_messages_keeps_the_connection_and_is_repeated(
     code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _longest_pauses(monkeypatch)
@@ -129,10 +129,10 @@ async def test_pauses_between_refused_resumes_grow(monkeypatch: pytest.MonkeyPat
 
 
 @asynchronous
-async def test_a_resume_without_an_answer_hides_new_messages_for_a_short_time_only(
+async def test_a_resume_without_a_reply_holds_new_messages_for_a_short_time_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(client_module, "HOLD_SECONDS", 0.05)
+    monkeypatch.setattr(inbox, "HOLD_SECONDS", 0.05)
     async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
         silent(gateway, "resume")
         await lose(gateway)
@@ -142,7 +142,7 @@ async def test_a_resume_without_an_answer_hides_new_messages_for_a_short_time_on
 
 
 @asynchronous
-async def test_a_resume_that_is_never_answered_is_asked_again_on_the_same_socket(
+async def test_a_resume_without_a_reply_is_repeated_on_the_same_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(client_module, "REPLY_TIMEOUT_SECONDS", 0.05)
@@ -154,7 +154,7 @@ async def test_a_resume_that_is_never_answered_is_asked_again_on_the_same_socket
 
 
 @asynchronous
-async def test_a_ping_that_is_never_answered_costs_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_ping_without_a_reply_replaces_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "REPLY_TIMEOUT_SECONDS", 0.05)
     async with FakeGateway() as gateway, Client(gateway.url, TOKEN, heartbeat=0.02):
         silent(gateway, "ping")
@@ -203,7 +203,7 @@ async def test_a_refused_reconnection_drops_nothing_that_waits_for_a_resume() ->
 
 
 @asynchronous
-async def test_a_server_that_answers_and_closes_again_and_again_meets_a_growing_backoff(
+async def test_the_backoff_grows_while_connections_close_early(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _longest_pauses(monkeypatch)
@@ -231,7 +231,7 @@ async def test_the_backoff_starts_again_after_a_connection_that_served(
         asked.append(failures)
         return 0.0
 
-    monkeypatch.setattr(client_module, "_backoff", at_once)
+    monkeypatch.setattr(client_module, "backoff", at_once)
     async with FakeGateway() as gateway, Client(gateway.url, TOKEN) as client:
         for stable in (3600, 3600, 0, 0):
             monkeypatch.setattr(client_module, "STABLE_SECONDS", stable)
@@ -373,7 +373,7 @@ class Scene:
         self.gateway.retained.append(self.sent[-1])
         for connection in self.gateway.open if arrives else ():
             with suppress(Exception):
-                await connection.send(client_module._frame(self.sent[-1]))
+                await connection.send(link.encode_frame(self.sent[-1]))
 
     def lose(self) -> None:
         for connection in self.gateway.open:

@@ -1,4 +1,4 @@
-"""Values that JSON cannot hold: which place the error names."""
+"""Values that JSON cannot represent: the error names the first one by its pointer."""
 
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -36,7 +36,9 @@ CIRCULAR["self"] = CIRCULAR
         (float("nan"), "", "not a finite number"),
     ],
 )
-def test_the_first_place_that_json_cannot_hold_is_named(value: object, pointer: str, problem: str) -> None:
+def test_the_first_value_that_json_cannot_represent_is_named(
+    value: object, pointer: str, problem: str
+) -> None:
     fault = unserialisable(value)
     assert fault is not None
     assert fault.pointer == pointer
@@ -75,7 +77,7 @@ VALUES = st.recursive(
 
 
 @given(value=VALUES)
-def test_a_value_is_written_or_its_place_is_named(value: object) -> None:
+def test_a_value_is_serialised_or_its_pointer_is_named(value: object) -> None:
     fault = unserialisable(value)
     try:
         json_text(value, MusterError).encode()

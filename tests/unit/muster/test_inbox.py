@@ -1,4 +1,4 @@
-"""What a client yields and where it resumes, for any order of arrival: no socket, no clock."""
+"""The core of the client, without sockets or clock: what it yields and where it resumes."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muster.client import Inbox, Message
+from muster.client import Inbox, Message, Session
 
 CONNECTED = datetime(2026, 11, 24, 6, tzinfo=UTC)
 RESIDENT = ("resident", "north")
@@ -62,7 +62,7 @@ def test_the_position_follows_what_is_taken_and_not_what_has_arrived() -> None:
     assert positions == [start, message(1)["id"], message(3)["id"]]
 
 
-def test_a_later_client_goes_on_from_the_position_and_wants_everything_since() -> None:
+def test_a_later_client_resumes_from_the_position_and_takes_everything_since() -> None:
     inbox = Inbox(message(5)["id"])
     inbox.begin(iso(CONNECTED + timedelta(hours=1)), RESIDENT)
     assert inbox.position == inbox.resume_from == message(5)["id"]
@@ -70,9 +70,9 @@ def test_a_later_client_goes_on_from_the_position_and_wants_everything_since() -
     assert taken(inbox) == [4, 6]
 
 
-def test_what_a_resume_brings_after_a_newer_message_is_late() -> None:
+def test_a_message_that_a_resume_brings_after_a_newer_one_is_late() -> None:
     inbox = opened()
-    inbox.hold()
+    inbox.hold(0)
     inbox.post(message(5))
     inbox.release()
     inbox.bring([message(number) for number in (3, 4, 5, 6)])
@@ -80,9 +80,9 @@ def test_what_a_resume_brings_after_a_newer_message_is_late() -> None:
     assert marked == [(5, None), (3, True), (4, True), (6, None)]
 
 
-def test_what_a_resume_brings_before_newer_messages_is_not_late() -> None:
+def test_a_message_that_a_resume_brings_before_newer_ones_is_not_late() -> None:
     inbox = opened()
-    inbox.hold()
+    inbox.hold(0)
     inbox.post(message(5))
     inbox.post(message(5))
     inbox.bring([message(3), message(4)])
@@ -105,7 +105,7 @@ class World:
             self.inbox.post(self.sent[-1])
 
     def resume(self, most: int) -> None:
-        """Bring at most so many messages: the rest of the resume is refused."""
+        """Bring the first messages of a resume, `most` at most; the rest of it is refused."""
         after = self.inbox.resume_from or ""
         start = max(0, sum(sent["id"] <= after for sent in self.sent) - 2)
         self.inbox.bring([dict(sent) for sent in self.sent[start : start + most]])
@@ -142,7 +142,7 @@ def test_every_message_is_taken_once_and_a_restart_from_the_position_misses_none
     held = False
     for name, *arguments in steps:
         if name == "hold" and not held:
-            world.inbox.hold()
+            world.inbox.hold(0)
             held = True
         elif name == "release" and held:
             world.inbox.release()
@@ -179,3 +179,103 @@ def test_other_audiences_are_resumed_from_where_the_connection_before_was_opened
     assert inbox.position == inbox.resume_from == message(10)["id"]
     inbox.begin(iso(CONNECTED + timedelta(seconds=30)), audiences)
     assert inbox.resume_from == message(10)["id"]
+
+
+# ---- whole connections: rounds of ping and resume, losses, refusals and roll-overs
+
+
+class Server:
+    """Retains messages, posts some of them to the open connections, and answers requests or does not."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.sent: list[Message] = []
+        self.yielded: list[int] = []
+        self.inbox = Inbox()
+        self.sessions: list[Session] = []
+        self.requests: dict[int, Message] = {}
+
+    def open(self) -> None:
+        if len(self.sessions) < 2:
+            self.sessions.append(self.inbox.open(self.now))
+
+    def lose(self) -> None:
+        if self.sessions:
+            self.requests.pop(id(self.sessions.pop(0)), None)
+
+    def send(self, arrives: bool) -> None:
+        self.sent.append(message(len(self.sent) + 1))
+        if arrives:
+            for _ in self.sessions:
+                self.inbox.post(self.sent[-1])
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.inbox.advance(self.now)
+
+    def answer(self, kind: str) -> None:
+        for session in list(self.sessions):
+            request = session.request(self.now) or self.requests.get(id(session))
+            if request is None:
+                continue
+            self.requests.pop(id(session), None)
+            if kind == "refuse":
+                session.answered({"type": "error", "code": "internal"}, self.now)
+            elif kind == "time out":
+                session.unanswered(self.now)
+            elif kind == "later":
+                self.requests[id(session)] = request
+            else:
+                session.answered(self.reply(request), self.now)
+            if session.lost:
+                self.sessions.remove(session)
+
+    def reply(self, request: Message) -> Message:
+        if request["action"] == "ping":
+            end = iso(CONNECTED + timedelta(hours=2))
+            return {"type": "pong", "connectedAt": iso(CONNECTED), "reconnectBy": end, "role": "resident"}
+        after = str(request.get("cursor") or request["after"])
+        known = sum(sent["id"] <= after for sent in self.sent)
+        start = known if "cursor" in request else max(0, known - 2)
+        page = [dict(sent) for sent in self.sent[start : start + 3]]
+        more = len(self.sent) > start + 3
+        return {"type": "resumed", "messages": page, "more": more, "cursor": page[-1]["id"] if more else None}
+
+    def take(self) -> None:
+        if got := self.inbox.take():
+            self.yielded.append(got["number"])
+
+
+EVENTS = st.lists(
+    st.tuples(st.just("send"), st.booleans())
+    | st.tuples(st.just("answer"), st.sampled_from(["well", "well", "well", "refuse", "time out", "later"]))
+    | st.tuples(st.just("wait"), st.sampled_from([0.5, 4.0, 400.0]))
+    | st.tuples(st.sampled_from(["open", "lose", "take"])),
+    max_size=60,
+)
+
+
+@settings(max_examples=300)
+@given(events=EVENTS)
+def test_connections_that_break_and_requests_that_fail_lose_and_repeat_nothing(
+    events: Sequence[tuple[Any, ...]],
+) -> None:
+    server = Server()
+    server.open()
+    server.answer("well")
+    for name, *arguments in events:
+        getattr(server, name)(*arguments)
+        position = server.inbox.position or ""
+        reached = {sent["number"] for sent in server.sent if sent["id"] <= position}
+        assert reached <= set(server.yielded)
+    server.lose()
+    server.lose()
+    server.open()
+    deadline = server.now + 100
+    while set(server.yielded) != {sent["number"] for sent in server.sent}:
+        server.answer("well")
+        server.wait(0.1)
+        server.take()
+        assert server.now < deadline, "a message is never yielded"
+    server.take()
+    assert len(server.yielded) == len(server.sent)

@@ -1,4 +1,4 @@
-"""Outputs: where they are read from, and whom their clients talk to."""
+"""Outputs: where they are read from, and which endpoint their boto3 clients use."""
 
 import io
 import json
@@ -41,7 +41,7 @@ class TestReading:
         assert Outputs.read(path) == outputs
         assert outputs.log_groups == {"connect": "/aws/lambda/muster-connect"}
 
-    def test_a_status_holds_outputs(self) -> None:
+    def test_a_status_contains_outputs(self) -> None:
         status = {"phase": "ready", "endpoint_url": "http://127.0.0.1:4566", "outputs": LOCAL.to_dict()}
         assert Outputs.parse(status, source="test") == LOCAL
 
@@ -155,6 +155,6 @@ class TestClients:
         monkeypatch.delenv("AWS_PROFILE", raising=False)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAREAL")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "real")
-        client = Outputs.parse(FLAT, source="test").client("stepfunctions")
+        client: Any = Outputs.parse(FLAT, source="test").client("stepfunctions")
         assert client.meta.endpoint_url == "https://states.eu-west-1.amazonaws.com"
         assert client._request_signer._credentials.access_key == "AKIAREAL"

@@ -59,7 +59,7 @@ def decode(token: str) -> dict[str, Any]:
     return claims
 
 
-def test_a_token_holds_for_the_user_the_deployment_and_the_time_asked_for(secrets: Stubber) -> None:
+def test_a_token_is_valid_for_the_user_the_deployment_and_the_requested_time(secrets: Stubber) -> None:
     secrets.add_response("get_secret_value", {"SecretString": SECRET}, {"SecretId": ARN})
     claims = decode(issue_token(OUTPUTS, "admin-ada", timedelta(minutes=5)))
     assert claims["sub"] == "admin-ada"
@@ -97,12 +97,12 @@ def test_an_unreadable_secret_names_itself(secrets: Stubber) -> None:
     assert ARN in (error.value.fix or "")
 
 
-def test_a_token_for_nobody_is_refused() -> None:
+def test_a_token_without_a_user_is_refused() -> None:
     with pytest.raises(TokenError, match="needs a user"):
         TokenIssuer(SECRET, "issuer", "audience").issue("")
 
 
-def test_a_secret_that_is_stored_as_bytes_is_told_with_its_place(secrets: Stubber) -> None:
+def test_a_secret_that_is_stored_as_bytes_is_an_error_that_names_it(secrets: Stubber) -> None:
     secrets.add_response("get_secret_value", {"SecretBinary": SECRET.encode()})
     with pytest.raises(TokenError, match="stored as bytes") as error:
         issue_token(OUTPUTS, "admin-ada")

@@ -22,7 +22,7 @@ from muster.demo.script import (
     is_addressed,
     script,
 )
-from muster.errors import MusterError, StackError
+from muster.errors import DemoFailed, MusterError, StackError
 from muster.local.seed import USERS, User
 from muster.local.stack import Status
 from muster.seats import Timing, broadcast_limit_ms, compare
@@ -190,7 +190,7 @@ def test_json_is_one_object_with_every_figure(monkeypatch: pytest.MonkeyPatch) -
 
 def test_problems_end_it_with_an_error_that_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     result = play(monkeypatch, report("alert to all: nothing arrived at ann"))
-    assert isinstance(result.exception, command.DemoFailed)
+    assert isinstance(result.exception, DemoFailed)
     assert "nothing arrived at ann" in str(result.exception)
     assert FakeStack.made.finished_down
 
