@@ -2,42 +2,27 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
-from localstack_client.config import get_service_endpoint
 
 # Powertools reads these when the first test module imports a function.
 os.environ.setdefault("POWERTOOLS_SERVICE_NAME", "muster")
 os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "Muster")
 
 from muster import Stack
+from muster.local.seed import User
 from tests.support.deployment import VARIABLES, Deployment, unique
+from tests.support.endpoint import EMBEDDED_ONLY, endpoint
+from tests.support.fixtures import Connect, Figure
 from tests.support.randomness import REPEAT
-
-Figure = Callable[[str, float, float], None]
-
-EMBEDDED_ONLY = {
-    "tests/e2e/test_deploy_page.py": "starts the embedded AWS itself",
-    "tests/e2e/test_lifecycle.py": "starts the embedded AWS itself",
-    "tests/faults/test_pipeline.py": "its functions post to a proxy on 127.0.0.1 of this machine",
-    "tests/integration/test_embedded.py": "tests the embedded AWS itself",
-    "tests/e2e/test_package.py": "starts the embedded AWS itself",
-    "tests/integration/test_stall.py": "starts the embedded AWS itself",
-}
-"""Test files that an endpoint named by the environment cannot serve, and why. They are skipped there."""
+from tests.support.variants import Variants
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def endpoint() -> str | None:
-    """Return the endpoint that the environment names, as localstack-client resolves it; None without one."""
-    if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("LOCALSTACK_HOST"):
-        return str(get_service_endpoint("apigatewayv2"))
-    return None
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +53,27 @@ def deployment(stack: Stack) -> Deployment:
     outputs = stack.status().outputs
     assert outputs is not None
     return Deployment(outputs)
+
+
+@pytest.fixture(scope="session")
+def variants(stack: Stack, deployment: Deployment) -> Iterator[Variants]:
+    """Makes changed copies of deployed functions and machines; they are deleted at the end of the run."""
+    variants = Variants(deployment, stack.state_dir / "bundle" / "functions.zip")
+    yield variants
+    variants.remove()
+
+
+@pytest.fixture
+def connect(deployment: Deployment) -> Iterator[Connect]:
+    """`Deployment.put_connection`; the rows are deleted after the test."""
+    made: list[str] = []
+
+    def put(user: User, **options: Any) -> str:
+        made.append(deployment.put_connection(user, **options))
+        return made[-1]
+
+    yield put
+    deployment.forget_connections(made)
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import jsonata
 import pytest
 
 from functions import __version__
-from tests.support.examples import EXAMPLES, ROOT, copy_of
+from tests.support import ROOT
+from tests.support.examples import EXAMPLES, copy_of
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

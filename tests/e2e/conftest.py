@@ -1,7 +1,7 @@
 """Fixtures of the end-to-end tests: WebSockets that are closed and forgotten after the test."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -9,10 +9,9 @@ import pytest
 from muster import Broadcaster
 from muster.local.seed import User
 from tests.support.deployment import Deployment
+from tests.support.fixtures import Open
 from tests.support.sockets import Socket, websocket
 from tests.support.waiting import until
-
-Open = Callable[..., Socket]
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.e2e.conftest import Open
 from tests.support.deployment import Deployment, Json, pointers
+from tests.support.fixtures import Open
 from tests.support.waiting import until
 
 ACTIONS = {

@@ -5,9 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from muster import Broadcaster
-from tests.conftest import Figure
-from tests.e2e.conftest import Open
 from tests.support.deployment import VARIABLES, Deployment, Json, unique
+from tests.support.fixtures import Figure, Open
 
 RECEIPT_SECONDS = 60
 

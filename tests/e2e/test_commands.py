@@ -10,9 +10,9 @@ import pytest
 
 from muster import Broadcaster, Stack
 from muster.broadcaster import UnknownBroadcast
-from tests.e2e.conftest import Open
 from tests.support.commands import finish, muster, start
 from tests.support.deployment import Deployment, unique
+from tests.support.fixtures import Open
 from tests.support.waiting import until
 
 

@@ -7,8 +7,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
-from tests.e2e.conftest import Open
 from tests.support.deployment import Deployment, pointers
+from tests.support.fixtures import Open
 
 ALERT: dict[str, Any] = {"action": "alert", "target": {"all": True}, "payload": {}}
 

@@ -9,9 +9,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
-from tests.conftest import Figure
-from tests.e2e.conftest import Open
 from tests.support.deployment import ORIGIN, Deployment, unique
+from tests.support.fixtures import Figure, Open
 from tests.support.sockets import Socket, websocket
 from tests.support.waiting import until
 

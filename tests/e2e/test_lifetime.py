@@ -10,9 +10,8 @@ from websockets.exceptions import ConnectionClosed
 
 from functions.shared.messages import uuid7
 from muster import Broadcaster
-from tests.conftest import Figure
-from tests.e2e.conftest import Open
 from tests.support.deployment import Deployment
+from tests.support.fixtures import Figure, Open
 from tests.support.sockets import SECONDS, Socket
 from tests.support.waiting import until
 

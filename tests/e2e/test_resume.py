@@ -1,8 +1,8 @@
 """Resuming over a WebSocket after real broadcasts."""
 
 from muster import Broadcaster
-from tests.e2e.conftest import Open
 from tests.support.deployment import Deployment, Json
+from tests.support.fixtures import Open
 
 
 def test_missed_messages_of_every_audience_come_back_in_order(

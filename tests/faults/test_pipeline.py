@@ -12,16 +12,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from os import urandom
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from functions.shared.messages import uuid7
 from functions.shared.posting.gateway import Outcome
-from muster import Client, Stack
+from muster import Client
 from muster.local.seed import User
+from tests.support import ROOT
 from tests.support.deployment import Deployment, Json, users_of
+from tests.support.fixtures import Connect
 from tests.support.gateways import outcome_of
 from tests.support.proxy import (
     BROKEN,
@@ -41,18 +42,9 @@ from tests.support.proxy import (
 from tests.support.variants import Variants
 from tests.support.waiting import until
 
-MORTAL_DELIVER = Path(__file__).with_name("mortal_deliver.py")
+MORTAL_DELIVER = ROOT / "tests" / "support" / "mortal_deliver.py"
 
 TRANSIENT = [THROTTLED, BROKEN, UNAVAILABLE, RESET_BEFORE, RESET_AFTER, CUT]
-
-Connect = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def variants(stack: Stack, deployment: Deployment) -> Iterator[Variants]:
-    variants = Variants(deployment, stack.state_dir / "bundle" / "functions.zip")
-    yield variants
-    variants.remove()
 
 
 @pytest.fixture(scope="module")
@@ -82,19 +74,6 @@ def mortal_machine(variants: Variants, running_relay: FaultProxy) -> str:
         "deliver", module=MORTAL_DELIVER, environment={"CONNECTIONS_ENDPOINT": running_relay.endpoint}
     )
     return variants.broadcast({variants.arn_of("deliver"): deliver})
-
-
-@pytest.fixture
-def connect(deployment: Deployment) -> Iterator[Connect]:
-    """`Deployment.put_connection`, whose rows are gone after the test."""
-    made: list[str] = []
-
-    def put(*arguments: Any, **options: Any) -> str:
-        made.append(deployment.put_connection(*arguments, **options))
-        return made[-1]
-
-    yield put
-    deployment.forget_connections(made)
 
 
 def _outcomes(receipt: Json) -> tuple[int, int, int]:

@@ -12,8 +12,8 @@ import pytest
 from functions.shared.messages import uuid7
 from muster.broadcaster import Broadcaster, Execution, InvalidBroadcast
 from muster.local.seed import User
-from tests.integration.conftest import Connect
 from tests.support.deployment import SHARDS, VARIABLES, Deployment, Json, pointers, refused, unique, users_of
+from tests.support.fixtures import Connect
 from tests.support.schemas import conforming
 
 EVERYBODY = {"all": True}

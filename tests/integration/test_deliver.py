@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from muster.local.seed import User
-from tests.integration.conftest import Connect
 from tests.support.deployment import Deployment, users_of
+from tests.support.fixtures import Connect
 from tests.support.schemas import conforming
 
 ENVELOPE = {

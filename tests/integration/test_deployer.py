@@ -21,9 +21,9 @@ import pytest
 from muster import Stack
 from muster.local import emulator, repository
 from muster.local.terraform import Terraform
+from tests.support import ROOT
 from tests.support.deployment import Deployment, refused, unique
 
-ROOT = Path(__file__).parents[2]
 POLICY = (ROOT / "docs" / "deployer-policy.json").read_text()
 
 EMULATOR_ONLY = [

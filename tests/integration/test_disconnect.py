@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.integration.conftest import Connect
 from tests.support.deployment import Deployment, unique
+from tests.support.fixtures import Connect
 
 
 def _event(connection_id: str, kind: str) -> dict[str, object]:

@@ -3,17 +3,17 @@
 The deployed ones are left alone, so nothing has to be put right afterwards.
 """
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from muster.local.seed import User
-from tests.integration.conftest import Connect
+from tests.support import ROOT
 from tests.support.deployment import VARIABLES, Deployment, users_of
+from tests.support.fixtures import Connect
 from tests.support.variants import Variants
 
-FAULTY_DELIVER = Path(__file__).with_name("faulty_deliver.py")
+FAULTY_DELIVER = ROOT / "tests" / "support" / "faulty_deliver.py"
 
 BATCH: int = VARIABLES["batch_size"]
 

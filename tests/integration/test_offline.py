@@ -10,8 +10,8 @@ import pytest
 
 from functions.shared.messages import uuid7
 from muster.local.seed import User
-from tests.integration.conftest import Connect
 from tests.support.deployment import Deployment, users_of
+from tests.support.fixtures import Connect
 from tests.support.schemas import conforming
 
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from os import urandom
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,12 +17,11 @@ from websockets.exceptions import ConnectionClosed
 
 from functions.shared import audiences
 from functions.shared.messages import uuid7
+from tests.support import ROOT
 from tests.support.deployment import Deployment, Json
 from tests.support.handshakes import handshake
 from tests.support.sockets import websocket
 from tests.support.variants import Grant, Variants, grants
-
-ROOT = Path(__file__).parents[2]
 
 # What every function may do beside its work: log and trace. The emulator does both without asking.
 TELEMETRY = {"logs:CreateLogStream", "logs:PutLogEvents", "xray:PutTelemetryRecords", "xray:PutTraceSegments"}

@@ -14,8 +14,8 @@ from os import urandom
 import pytest
 
 from functions.shared.messages import RESUME_OVERLAP_SECONDS, RESUME_PAGE, uuid7
-from tests.integration.conftest import Connect
 from tests.support.deployment import Deployment, Json
+from tests.support.fixtures import Connect
 from tests.support.schemas import conforming
 
 YEAR = 365 * 86400

@@ -5,9 +5,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
 
 SECONDS = 240
 """Longer than any command takes, `up` on a busy machine included."""
