@@ -9,10 +9,10 @@ STATE := $(or $(MUSTER_STATE_DIR),.muster)
 SCANNER := $(VENV)/scanner
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test check scan bench build fmt docs clean
+.PHONY: help demo up down test quick coverage check scan bench build fmt docs clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Show the whole pipeline at work on an embedded AWS, check every receipt, clean up
 	$(MUSTER) demo
@@ -25,8 +25,17 @@ down: $(if $(wildcard $(STATE)),$(READY)) ## Destroy and stop the local stack
 	@if [ -d "$(STATE)" ]; then set -x; $(MUSTER) down; else echo "The local stack was not up."; fi
 
 # Two processes, each with a stack of its own: half of the time is spent waiting for Terraform.
+PYTEST := $(BIN)/pytest --numprocesses 2
+
 test: $(READY) ## Run all tests; the local stacks they need start and end with them
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(PYTEST) --dist loadfile
+
+quick: $(READY) ## Run the tests that need neither a stack nor Terraform, in under a minute
+	$(PYTEST) --dist worksteal -m "not slow and not stack" tests/unit tests/contract
+
+# Apart from `test`, whose time it would lengthen, and which may run against an endpoint that skips some tests.
+coverage: $(READY) ## Run all tests, and require 90% branch coverage of functions/ and muster/
+	$(PYTEST) --dist loadfile --cov
 
 check: export TF_DATA_DIR := $(CURDIR)/build/cache/terraform-check
 check: $(READY) ## Lint, types, Terraform and contracts: fast, and nothing is started

@@ -7,6 +7,7 @@ import pytest
 from tests.support.fake_terraform import FakeTerraform
 
 pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.slow  # each runs pytest in a process of its own
 
 # Every process of a session appends to one file. `up` takes as long as another worker needs to ask as well.
 RECORDING_STACK = """

@@ -1,0 +1,152 @@
+"""Imports go down the layers that docs/architecture.md draws, never up."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+LAYERS = [
+    ["bench", "docs", "muster.__main__"],
+    ["muster.cli", "muster.pytest_plugin"],
+    ["muster.demo", "muster.testing", "muster.verify"],
+    ["muster.seats"],
+    ["muster.local"],
+    ["muster.broadcaster", "muster.client"],
+    ["muster"],  # and the modules directly in it that no layer above names: errors, outputs, progress, ...
+    ["functions"],  # the handlers
+    ["functions.shared.posting"],
+    ["functions.shared"],
+]
+"""The rooms of the code, highest first. A module imports from its own room and from lower layers."""
+
+APART = [("muster", "functions"), ("functions.shared.posting", "functions.shared")]
+"""A room, with all that is inside it, that imports nothing of another, although that is lower."""
+
+EXCEPTIONS = {
+    (
+        "functions.shared.posting.gateway",
+        "functions.shared.instants",
+    ): "reads a connection's age from its row",
+    ("muster.outputs", "muster.local.emulator"): "imported by the call: the outputs of a local stack",
+    (
+        "muster.outputs",
+        "muster.local.stack",
+    ): "imported by the call: the running local stack, when none is named",
+    ("muster.outputs", "muster.local.terraform"): "imported by the call: the outputs of a Terraform folder",
+}
+"""Imports that the tables forbid, and the reason for each."""
+
+LIBRARIES = {
+    "functions.shared.posting": {"aws_lambda_powertools", "aws_xray_sdk", "boto3", "botocore"},
+    "muster.client": {"boto3", "botocore"},
+}
+"""What a room does without: the posting engine measures and posts alone, and a client has no AWS account."""
+
+EXPORTS = {"muster"}
+"""A package's own module that only names what its modules export; type checkers read those imports."""
+
+
+def _modules(*folders: str) -> dict[str, Path]:
+    paths = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in paths
+        if "_sources" not in path.parts
+    }
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """The dotted names that a file imports, at its top or later; `from a import b` is `a.b`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write the whole name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _within(name: str, room: str) -> bool:
+    return f"{name}.".startswith(f"{room}.")
+
+
+def _layer(module: str) -> tuple[int, str]:
+    """The layer of a module, counted from the top, and its room: the longest name that it is within."""
+    rooms = [
+        (len(room), at, room) for at, layer in enumerate(LAYERS) for room in layer if _within(module, room)
+    ]
+    _, at, room = max(rooms)
+    return at, room
+
+
+def _arrows() -> Iterator[tuple[str, str]]:
+    """Every import of one module of the project by another."""
+    modules = _modules("functions", "muster", "bench", "docs")
+    for module, path in modules.items():
+        for name in _imports(path):
+            while name and name not in modules:
+                name = name.rpartition(".")[0]
+            if name and name != module and module not in EXPORTS:
+                yield module, name
+
+
+def _fault(module: str, imported: str) -> str | None:
+    if imported in ("functions", "muster"):  # the version, and the public names
+        return None
+    (own, room), (other, other_room) = _layer(module), _layer(imported)
+    if room == other_room:
+        return "a handler imports another" if room == "functions" else None
+    if other <= own:
+        return f"{room} is not above {other_room}"
+    kept_apart = [(a, b) for a, b in APART if _within(module, a) and _within(imported, b)]
+    return f"{room} does without {other_room}" if kept_apart else None
+
+
+def test_no_import_goes_up() -> None:
+    faults = {arrow: fault for arrow in _arrows() if (fault := _fault(*arrow))}
+    assert {arrow: fault for arrow, fault in faults.items() if arrow not in EXCEPTIONS} == {}
+    assert [arrow for arrow in EXCEPTIONS if arrow not in faults] == [], "no longer needed"
+
+
+def test_every_room_is_one() -> None:
+    modules = _modules("functions", "muster", "bench", "docs")
+    rooms = [room for layer in LAYERS for room in layer]
+    assert [room for room in rooms if not any(_within(module, room) for module in modules)] == []
+
+
+@pytest.mark.parametrize("room", LIBRARIES)
+def test_a_room_does_without_these_libraries(room: str) -> None:
+    paths = [path for module, path in _modules("functions", "muster").items() if _within(module, room)]
+    assert paths
+    imported = {name.partition(".")[0] for path in paths for name in _imports(path)}
+    assert imported & LIBRARIES[room] == set()
+
+
+def test_the_page_names_every_room() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    paths = {room: room.replace(".", "/") for layer in LAYERS for room in layer if room != "muster.__main__"}
+    assert [room for room, path in paths.items() if f"`{path}" not in page] == []
+
+
+def test_tests_import_helpers_from_support_and_their_own_folder_only() -> None:
+    def folder(name: str) -> str:
+        return ".".join(name.split(".")[:2])
+
+    arrows = [
+        (module, name)
+        for module, path in _modules("tests").items()
+        for name in _imports(path)
+        if _within(name, "tests") and module != "tests"
+    ]
+    assert arrows
+    allowed = {"tests.support"}
+    assert [(a, b) for a, b in arrows if folder(b) not in {*allowed, folder(a)}] == []
+
+
+def test_unit_tests_mirror_the_source() -> None:
+    """A test module's folder is that of the module or package that it tests."""
+    unit = ROOT / "tests" / "unit"
+    folders = {path.parent.relative_to(unit) for path in unit.rglob("test_*.py")}
+    assert [folder for folder in folders if not (ROOT / folder).is_dir()] == []
