@@ -76,7 +76,7 @@ docs: $(READY) ## Write the tables of terraform/README.md and docs/cost.md
 
 clean: ## Stop the local stack; remove .venv/, build/, caches and downloaded providers; keep Terraform's state
 	@if [ -x $(MUSTER) ]; then $(MUSTER) down; fi
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find . \( -name __pycache__ -o -name .terraform \) -type d -prune -exec rm -rf {} +
 
 # The functions' own pins are constraints, so that tests run with what is deployed.
