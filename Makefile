@@ -24,7 +24,7 @@ up: $(READY) ## Start the local stack and leave it running
 down: $(if $(wildcard $(STATE)),$(READY)) ## Destroy and stop the local stack
 	@if [ -d "$(STATE)" ]; then set -x; $(MUSTER) down; else echo "The local stack was not up."; fi
 
-# Two processes, each with a stack of its own: half of the time is spent waiting for Terraform.
+# Two processes, each with its own stack: half of the time is spent waiting for Terraform.
 PYTEST := $(BIN)/pytest --numprocesses 2
 
 test: $(READY) ## Run all tests; the local stacks they need start and end with them
@@ -33,7 +33,7 @@ test: $(READY) ## Run all tests; the local stacks they need start and end with t
 quick: $(READY) ## Run the tests that need neither a stack nor Terraform, in under a minute
 	$(PYTEST) --dist worksteal -m "not slow and not stack" tests/unit tests/contract
 
-# Apart from `test`, whose time it would lengthen, and which may run against an endpoint that skips some tests.
+# Not part of `test`, which may run against an endpoint that serves only some tests.
 coverage: $(READY) ## Run all tests, and require 90% branch coverage of functions/ and muster/
 	$(PYTEST) --dist loadfile --cov
 

@@ -15,6 +15,7 @@ os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "Muster")
 
 from muster import Stack
 from muster.local.seed import User
+from tests.support import ROOT
 from tests.support.deployment import VARIABLES, Deployment, unique
 from tests.support.endpoint import EMBEDDED_ONLY, endpoint
 from tests.support.fixtures import Connect, Figure
@@ -80,6 +81,17 @@ def connect(deployment: Deployment) -> Iterator[Connect]:
 def shelter() -> str:
     """The id of a shelter that is this test's alone."""
     return unique("shelter")
+
+
+@pytest.fixture
+def measured(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count what the test's subprocesses execute, if coverage is measured.
+
+    Not for tests that start the emulator, which would be slower.
+    """
+    if pytestconfig.pluginmanager.hasplugin("_cov"):
+        monkeypatch.setenv("COVERAGE_PROCESS_START", str(ROOT / "pyproject.toml"))
+        monkeypatch.setenv("COVERAGE_FILE", str(ROOT / ".coverage"))
 
 
 @pytest.fixture

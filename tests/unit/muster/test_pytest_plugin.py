@@ -51,7 +51,9 @@ def test_stack(muster_stack, number):
 
 
 @pytest.fixture
-def session(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+def session(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, measured: None
+) -> pytest.Pytester:
     """A project whose tests use a recording stack; warnings are errors."""
     monkeypatch.setenv("MUSTER_STATE_DIR", str(pytester.path / "kept"))
     monkeypatch.setenv("TMPDIR", str(pytester.path))
