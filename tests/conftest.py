@@ -1,4 +1,4 @@
-"""The stack under test, started once per run, and what tests measure, printed at its end."""
+"""Starts the stack under test once per run, and prints what the tests measured."""
 
 import os
 import signal
@@ -22,16 +22,16 @@ from tests.support.fixtures import Connect, Figure
 from tests.support.randomness import REPEAT
 from tests.support.variants import Variants
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start inherits that.
+# A shell makes its background processes, and what they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    """The stack under test: an emulator of its own, or the endpoint that the environment names.
+    """The stack under test: a new emulator, or the endpoint that the environment names.
 
-    AWS_ENDPOINT_URL or LOCALSTACK_HOST names it, as for localstack-client. There everything gets a name of
-    its own, and is destroyed at the end.
+    AWS_ENDPOINT_URL or LOCALSTACK_HOST names it, as for localstack-client. There every resource gets a unique
+    name, and is destroyed at the end.
     """
     # Not pytest's temporary directory, which another run on this machine may clear while this one cleans up.
     with TemporaryDirectory(prefix="muster-tests-") as folder:
@@ -79,7 +79,7 @@ def connect(deployment: Deployment) -> Iterator[Connect]:
 
 @pytest.fixture
 def shelter() -> str:
-    """The id of a shelter that is this test's alone."""
+    """A shelter id that no other test uses."""
     return unique("shelter")
 
 
@@ -96,7 +96,7 @@ def measured(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Figure:
-    """Report what a name took, in seconds, at the end of the run, and hold it to its limit, in seconds."""
+    """Print a measured time at the end of the run, and fail the test if it exceeds the limit."""
 
     def report(name: str, seconds: float, limit: float) -> None:
         measured = f"{name}: {seconds * 1000:.0f} ms (limit {limit * 1000:.0f} ms)"
@@ -107,12 +107,12 @@ def figure(request: pytest.FixtureRequest) -> Figure:
 
 
 def pytest_configure() -> None:
-    """Clean up after `kill`, as CI systems end a run, as after Ctrl-C."""
+    """Handle SIGTERM, with which CI systems end a run, like Ctrl-C: fixtures clean up."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the stack, so that `-m "not stack"` is quick; skip what the endpoint cannot serve."""
+    """Mark the tests that need the stack, and skip those that the endpoint cannot serve."""
     named = endpoint()
     for item in items:
         if "stack" in getattr(item, "fixturenames", ()):
@@ -123,7 +123,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_report_header() -> list[str]:
-    """Print the seed at the start, for a run that does not end, and what the endpoint cannot serve."""
+    """Print the seed at the start, in case the run does not end, and what the endpoint cannot serve."""
     if named := endpoint():
         skipped = [f"  {path}: {reason}" for path, reason in EMBEDDED_ONLY.items()]
         return [

@@ -1,4 +1,4 @@
-"""Fixtures of the end-to-end tests: WebSockets that are closed and forgotten after the test."""
+"""Fixtures of the end-to-end tests: WebSockets, which are closed after the test."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.support.waiting import until
 
 @pytest.fixture
 def open_socket(deployment: Deployment) -> Iterator[Open]:
-    """Open a WebSocket of a user; `seconds` is how long its token holds."""
+    """Open a WebSocket of a user; `seconds` is the lifetime of its token."""
     opened: list[str] = []
 
     with ExitStack() as connections:
@@ -33,14 +33,14 @@ def open_socket(deployment: Deployment) -> Iterator[Open]:
 
         yield open_one
         for connection_id in opened:
-            # Quicker than closing them here: the emulator takes half a second to agree to that.
+            # Faster than closing here, which takes the emulator half a second.
             with suppress(deployment.gateway.exceptions.GoneException):
                 deployment.gateway.delete_connection(ConnectionId=connection_id)
-    # So that no later test meets them.
+    # No later test may post to them.
     until(lambda: not any(map(deployment.connection, opened)), "the end of the connections")
 
 
 @pytest.fixture(scope="session")
 def broadcaster(deployment: Deployment) -> Broadcaster:
-    """A service that broadcasts."""
+    """The service that sends the broadcasts."""
     return Broadcaster.from_outputs(deployment.outputs)

@@ -1,4 +1,4 @@
-"""Every transcript of docs/protocol.md, replayed."""
+"""Replays every transcript of docs/protocol.md."""
 
 import json
 import re
