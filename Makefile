@@ -1,4 +1,4 @@
-# Every target works from a fresh clone: whatever it needs is installed into .venv/ first.
+# Every target works from a fresh clone: it first installs what it needs into .venv/.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,27 +9,37 @@ STATE := $(or $(MUSTER_STATE_DIR),.muster)
 SCANNER := $(VENV)/scanner
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test check scan bench build fmt docs clean
+.PHONY: help demo up down test quick coverage check scan bench build fmt docs clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(READY) ## Show the whole pipeline at work on an embedded AWS, check every receipt, clean up
+demo: $(READY) ## Broadcast to 50 clients on an embedded AWS, check every receipt, clean up
 	$(MUSTER) demo
 
 up: $(READY) ## Start the local stack and leave it running
 	$(MUSTER) up
 
-# Without a state directory nothing is up, and nothing has to be installed to say so.
+# Without a state directory no stack is up, so nothing needs to be installed.
 down: $(if $(wildcard $(STATE)),$(READY)) ## Destroy and stop the local stack
 	@if [ -d "$(STATE)" ]; then set -x; $(MUSTER) down; else echo "The local stack was not up."; fi
 
-# Two processes, each with a stack of its own: half of the time is spent waiting for Terraform.
+# Two processes, each with its own stack: half of the time is spent waiting for Terraform.
+ALL_TESTS := $(BIN)/pytest --numprocesses 2 --dist loadfile
+
 test: $(READY) ## Run all tests; the local stacks they need start and end with them
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(ALL_TESTS)
+
+# Three processes on two cores: a third of the time is spent waiting.
+quick: $(READY) ## Run the tests that need neither a stack nor Terraform (under a minute)
+	$(BIN)/pytest --numprocesses 3 --dist worksteal -m "not slow and not stack" tests/unit tests/contract
+
+# Not part of `test`, which may run against an endpoint that serves only some tests.
+coverage: $(READY) ## Run all tests, and require 90% branch coverage of functions/ and muster/
+	$(ALL_TESTS) --cov
 
 check: export TF_DATA_DIR := $(CURDIR)/build/cache/terraform-check
-check: $(READY) ## Lint, types, Terraform and contracts: fast, and nothing is started
+check: $(READY) ## Lint, types, Terraform and contracts, without a stack
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -67,10 +77,10 @@ docs: $(READY) ## Write the tables of terraform/README.md and docs/cost.md
 
 clean: ## Stop the local stack; remove .venv/, build/, caches and downloaded providers; keep Terraform's state
 	@if [ -x $(MUSTER) ]; then $(MUSTER) down; fi
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find . \( -name __pycache__ -o -name .terraform \) -type d -prune -exec rm -rf {} +
 
-# The functions' own pins are constraints, so that tests run with what is deployed.
+# Tests run with the versions that are deployed.
 $(READY): pyproject.toml functions/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	  || { echo "Muster needs Python 3.11 or newer as $(PYTHON): name another one, make PYTHON=python3.13" >&2; exit 1; }
@@ -79,7 +89,7 @@ $(READY): pyproject.toml functions/requirements.txt
 	  --editable '.[dev]' --constraint functions/requirements.txt
 	@touch $@
 
-# Apart from the rest: the scanner pins older versions of what everything else uses.
+# In its own environment: the scanner pins older versions of shared dependencies.
 $(SCANNER)/.ready: .ci/scan-requirements.txt
 	$(PYTHON) -m venv $(SCANNER)
 	$(SCANNER)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<

@@ -1,51 +1,37 @@
-"""The stack under test, started once per run, and what tests measure, printed at its end."""
+"""Starts the stack under test once per run, and prints what the tests measured."""
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
-from localstack_client.config import get_service_endpoint
 
 # Powertools reads these when the first test module imports a function.
 os.environ.setdefault("POWERTOOLS_SERVICE_NAME", "muster")
 os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "Muster")
 
 from muster import Stack
+from muster.local.seed import User
+from tests.support import ROOT
 from tests.support.deployment import VARIABLES, Deployment, unique
+from tests.support.endpoint import EMBEDDED_ONLY, endpoint
+from tests.support.fixtures import Connect, Figure
 from tests.support.randomness import REPEAT
+from tests.support.variants import Variants
 
-Figure = Callable[[str, float, float], None]
-
-EMBEDDED_ONLY = {
-    "tests/e2e/test_deploy_page.py": "starts the embedded AWS itself",
-    "tests/e2e/test_lifecycle.py": "starts the embedded AWS itself",
-    "tests/faults/test_pipeline.py": "its functions post to a proxy on 127.0.0.1 of this machine",
-    "tests/integration/test_embedded.py": "tests the embedded AWS itself",
-    "tests/e2e/test_package.py": "starts the embedded AWS itself",
-    "tests/integration/test_stall.py": "starts the embedded AWS itself",
-}
-"""Test files that an endpoint named by the environment cannot serve, and why. They are skipped there."""
-
-# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start inherits that.
+# A shell makes its background processes, and what they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def endpoint() -> str | None:
-    """Return the endpoint that the environment names, as localstack-client resolves it; None without one."""
-    if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("LOCALSTACK_HOST"):
-        return str(get_service_endpoint("apigatewayv2"))
-    return None
 
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    """The stack under test: an emulator of its own, or the endpoint that the environment names.
+    """The stack under test: a new emulator, or the endpoint that the environment names.
 
-    AWS_ENDPOINT_URL or LOCALSTACK_HOST names it, as for localstack-client. There everything gets a name of
-    its own, and is destroyed at the end.
+    AWS_ENDPOINT_URL or LOCALSTACK_HOST names it, as for localstack-client. There every resource gets a unique
+    name, and is destroyed at the end.
     """
     # Not pytest's temporary directory, which another run on this machine may clear while this one cleans up.
     with TemporaryDirectory(prefix="muster-tests-") as folder:
@@ -70,15 +56,47 @@ def deployment(stack: Stack) -> Deployment:
     return Deployment(outputs)
 
 
+@pytest.fixture(scope="session")
+def variants(stack: Stack, deployment: Deployment) -> Iterator[Variants]:
+    """Makes changed copies of deployed functions and machines; they are deleted at the end of the run."""
+    variants = Variants(deployment, stack.state_dir / "bundle" / "functions.zip")
+    yield variants
+    variants.remove()
+
+
+@pytest.fixture
+def connect(deployment: Deployment) -> Iterator[Connect]:
+    """`Deployment.put_connection`; the rows are deleted after the test."""
+    made: list[str] = []
+
+    def put(user: User, **options: Any) -> str:
+        made.append(deployment.put_connection(user, **options))
+        return made[-1]
+
+    yield put
+    deployment.forget_connections(made)
+
+
 @pytest.fixture
 def shelter() -> str:
-    """The id of a shelter that is this test's alone."""
+    """A shelter id that no other test uses."""
     return unique("shelter")
 
 
 @pytest.fixture
+def measured(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count what the test's subprocesses execute, if coverage is measured.
+
+    Not for tests that start the emulator, which would be slower.
+    """
+    if pytestconfig.pluginmanager.hasplugin("_cov"):
+        monkeypatch.setenv("COVERAGE_PROCESS_START", str(ROOT / "pyproject.toml"))
+        monkeypatch.setenv("COVERAGE_FILE", str(ROOT / ".coverage"))
+
+
+@pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Figure:
-    """Report what a name took, in seconds, at the end of the run, and hold it to its limit, in seconds."""
+    """Print a measured time at the end of the run, and fail the test if it exceeds the limit."""
 
     def report(name: str, seconds: float, limit: float) -> None:
         measured = f"{name}: {seconds * 1000:.0f} ms (limit {limit * 1000:.0f} ms)"
@@ -89,12 +107,12 @@ def figure(request: pytest.FixtureRequest) -> Figure:
 
 
 def pytest_configure() -> None:
-    """Clean up after `kill`, as CI systems end a run, as after Ctrl-C."""
+    """Handle SIGTERM, with which CI systems end a run, like Ctrl-C: fixtures clean up."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the stack, so that `-m "not stack"` is quick; skip what the endpoint cannot serve."""
+    """Mark the tests that need the stack, and skip those that the endpoint cannot serve."""
     named = endpoint()
     for item in items:
         if "stack" in getattr(item, "fixturenames", ()):
@@ -105,7 +123,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_report_header() -> list[str]:
-    """Print the seed at the start, for a run that does not end, and what the endpoint cannot serve."""
+    """Print the seed at the start, in case the run does not end, and what the endpoint cannot serve."""
     if named := endpoint():
         skipped = [f"  {path}: {reason}" for path, reason in EMBEDDED_ONLY.items()]
         return [

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from tests.conftest import EMBEDDED_ONLY
-from tests.support.examples import ROOT
+from tests.support import ROOT
+from tests.support.endpoint import EMBEDDED_ONLY
 
 STARTS_AN_EMULATOR = re.compile(
     r"emulator\.start\(|Stack\([^)]*port=0|\"--port\", \"0\"|FaultProxy\(upstream="

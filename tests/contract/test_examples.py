@@ -12,9 +12,11 @@ import jsonata
 import pytest
 
 from functions import __version__
-from tests.support.examples import EXAMPLES, ROOT, copy_of
+from tests.support import ROOT
+from tests.support.examples import EXAMPLES, copy_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_is_valid(example: str, tmp_path: Path) -> None:
     """From a folder of its own, as after `terraform init` with a git source."""

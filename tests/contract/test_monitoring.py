@@ -34,6 +34,8 @@ from functions.shared.tokens import Verifier
 from muster.local import repository
 from tests.contract.test_asl import EVERY
 
+pytestmark = pytest.mark.slow  # plans with Terraform
+
 ROOT = Path(__file__).parents[2]
 Json = dict[str, Any]
 Metric = tuple[str, str, tuple[str, ...]]

@@ -1,7 +1,7 @@
-"""Fixtures of the end-to-end tests: WebSockets that are closed and forgotten after the test."""
+"""Fixtures of the end-to-end tests: WebSockets, which are closed after the test."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -9,15 +9,14 @@ import pytest
 from muster import Broadcaster
 from muster.local.seed import User
 from tests.support.deployment import Deployment
+from tests.support.fixtures import Open
 from tests.support.sockets import Socket, websocket
 from tests.support.waiting import until
-
-Open = Callable[..., Socket]
 
 
 @pytest.fixture
 def open_socket(deployment: Deployment) -> Iterator[Open]:
-    """Open a WebSocket of a user; `seconds` is how long its token holds."""
+    """Open a WebSocket of a user; `seconds` is the lifetime of its token."""
     opened: list[str] = []
 
     with ExitStack() as connections:
@@ -34,14 +33,14 @@ def open_socket(deployment: Deployment) -> Iterator[Open]:
 
         yield open_one
         for connection_id in opened:
-            # Quicker than closing them here: the emulator takes half a second to agree to that.
+            # Faster than closing here, which takes the emulator half a second.
             with suppress(deployment.gateway.exceptions.GoneException):
                 deployment.gateway.delete_connection(ConnectionId=connection_id)
-    # So that no later test meets them.
+    # No later test may post to them.
     until(lambda: not any(map(deployment.connection, opened)), "the end of the connections")
 
 
 @pytest.fixture(scope="session")
 def broadcaster(deployment: Deployment) -> Broadcaster:
-    """A service that broadcasts."""
+    """The service that sends the broadcasts."""
     return Broadcaster.from_outputs(deployment.outputs)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.e2e.conftest import Open
 from tests.support.deployment import Deployment, Json, pointers
+from tests.support.fixtures import Open
 from tests.support.waiting import until
 
 ACTIONS = {
@@ -61,7 +61,7 @@ def test_shelter_operator_updates_no_other_shelter(
 
 
 @pytest.mark.parametrize("target", [{"all": True}, {"roles": ["resident"]}, {"users": ["u1"]}])
-def test_shelter_operator_updates_nobody_elses_audience(
+def test_shelter_operator_cannot_update_another_audience(
     deployment: Deployment, open_socket: Open, shelter: str, target: Json
 ) -> None:
     sender = open_socket(deployment.user("shelter_operator", shelter))
@@ -73,7 +73,7 @@ def test_shelter_operator_updates_nobody_elses_audience(
     assert sender.heard() == []
 
 
-def test_shelter_update_goes_to_its_own_people_unless_a_target_is_given(
+def test_shelter_update_goes_to_its_shelter_unless_a_target_is_given(
     deployment: Deployment, open_socket: Open, shelter: str
 ) -> None:
     sender = open_socket(deployment.user("coordinator"))

@@ -1,13 +1,12 @@
-"""Who receives a broadcast: each connection of the audience once, and nobody else."""
+"""Who receives a broadcast: each connection of the audience once, and no other."""
 
 from collections.abc import Callable
 
 import pytest
 
 from muster import Broadcaster
-from tests.conftest import Figure
-from tests.e2e.conftest import Open
 from tests.support.deployment import VARIABLES, Deployment, Json, unique
+from tests.support.fixtures import Figure, Open
 
 RECEIPT_SECONDS = 60
 
@@ -22,7 +21,7 @@ CROWD = {
     "resident-south": 1,
     "resident": 1,
 }
-"""How many connections each person of the crowd holds."""
+"""How many connections each person has."""
 
 
 class Crowd:
@@ -80,7 +79,7 @@ TARGETS: list[tuple[str, Callable[[Crowd], Json], set[str]]] = [
 
 
 @pytest.mark.parametrize(("target", "audience"), [pytest.param(*case[1:], id=case[0]) for case in TARGETS])
-def test_audience_receives_it_once_on_every_connection_and_nobody_else(
+def test_every_connection_of_the_audience_receives_it_once_and_no_other(
     deployment: Deployment,
     broadcaster: Broadcaster,
     open_socket: Open,

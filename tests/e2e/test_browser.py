@@ -4,16 +4,16 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
 from muster import Broadcaster
+from tests.support import ROOT
 from tests.support.deployment import ORIGIN, Deployment, unique
 from tests.support.waiting import until
 
-README = Path(__file__).parents[2] / "README.md"
+README = ROOT / "README.md"
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from muster import Broadcaster, Client
 from muster.broadcaster import IdempotencyConflict, InvalidBroadcast, Receipt
 from muster.client import HandshakeRefused, Refused
 from muster.types import ReceivedEnvelope
-from tests.e2e.conftest import Open
 from tests.support.deployment import Deployment, Json, unique, users_of
+from tests.support.fixtures import Open
 from tests.support.waiting import until
 
 SECONDS = 30

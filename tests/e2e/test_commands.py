@@ -10,9 +10,9 @@ import pytest
 
 from muster import Broadcaster, Stack
 from muster.broadcaster import UnknownBroadcast
-from tests.e2e.conftest import Open
 from tests.support.commands import finish, muster, start
 from tests.support.deployment import Deployment, unique
+from tests.support.fixtures import Open
 from tests.support.waiting import until
 
 
@@ -117,7 +117,7 @@ def test_broadcast_warns_of_what_no_table_has(deployment: Deployment, state_dir:
     assert all("ghost" in warning and warning in said for warning in warnings)
 
 
-def test_users_tells_who_is_connected(
+def test_users_shows_who_is_connected(
     deployment: Deployment, open_socket: Open, state_dir: dict[str, str]
 ) -> None:
     connected, away = deployment.user("resident"), deployment.user("admin", "north")
@@ -138,7 +138,9 @@ def test_users_tells_who_is_connected(
     }
 
 
-def test_what_outputs_and_status_print_is_taken_by_outputs(tmp_path: Path, state_dir: dict[str, str]) -> None:
+def test_outputs_option_takes_what_outputs_and_status_print(
+    tmp_path: Path, state_dir: dict[str, str]
+) -> None:
     for command in ("outputs", "status"):
         code, printed, said = muster(command, "--json", **state_dir)
         assert code == 0, said

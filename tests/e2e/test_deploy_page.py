@@ -14,7 +14,8 @@ import pytest
 from muster.local import emulator, repository
 from muster.local.bundle import build_local, host_architecture
 from muster.local.terraform import find_binary, provider_environment
-from tests.support.examples import ROOT, copy_of
+from tests.support import ROOT
+from tests.support.examples import copy_of
 
 SECONDS = 420
 """Two applies and a destroy on a busy machine."""
@@ -62,7 +63,7 @@ def script() -> str:
 def programs(folder: Path) -> Path:
     """The programs that the page takes for granted."""
     commands = {
-        "aws": f'exec {sys.executable} {Path(__file__).with_name("aws.py")} "$@"',
+        "aws": f'exec {sys.executable} {ROOT / "tests" / "support" / "aws_cli.py"} "$@"',
         "muster": f'exec {sys.executable} -m muster "$@"',
         "make": 'test "$*" = build',
     }

@@ -1,4 +1,4 @@
-"""Frames that no client should send: each is refused in words, and the connection stays usable."""
+"""Malformed frames: each gets an error, and the connection stays usable."""
 
 import json
 from typing import Any
@@ -7,8 +7,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
-from tests.e2e.conftest import Open
 from tests.support.deployment import Deployment, pointers
+from tests.support.fixtures import Open
 
 ALERT: dict[str, Any] = {"action": "alert", "target": {"all": True}, "payload": {}}
 
@@ -79,7 +79,7 @@ FRAMES: list[tuple[str, str | dict[str, Any], str, set[str]]] = [
 @pytest.mark.parametrize(
     ("frame", "code", "faulty"), [pytest.param(*case[1:], id=case[0]) for case in FRAMES]
 )
-def test_malformed_frame_is_refused_where_it_is_wrong(
+def test_malformed_frame_gets_an_error_that_names_the_place(
     deployment: Deployment,
     open_socket: Open,
     frame: str | dict[str, Any],

@@ -9,9 +9,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
-from tests.conftest import Figure
-from tests.e2e.conftest import Open
 from tests.support.deployment import ORIGIN, Deployment, unique
+from tests.support.fixtures import Figure, Open
 from tests.support.sockets import Socket, websocket
 from tests.support.waiting import until
 
@@ -29,7 +28,7 @@ REFUSED: list[tuple[str, Callable[[Deployment, str], dict[str, Any]]]] = [
 
 
 @pytest.mark.parametrize("options", [pytest.param(case[1], id=case[0]) for case in REFUSED])
-def test_handshake_without_a_token_that_holds_is_refused(
+def test_handshake_without_a_valid_token_is_refused(
     deployment: Deployment, options: Callable[[Deployment, str], dict[str, Any]]
 ) -> None:
     user_id = deployment.user().user_id
@@ -75,7 +74,7 @@ def _assert_refused(
 
 
 @pytest.mark.parametrize("way", ["query", "header", "subprotocols"])
-def test_token_is_accepted_alike_wherever_it_travels(deployment: Deployment, way: str) -> None:
+def test_token_is_accepted_from_every_place(deployment: Deployment, way: str) -> None:
     user = deployment.user()
     token = deployment.token(user.user_id)
     ways: dict[str, dict[str, Any]] = {
@@ -99,7 +98,7 @@ def test_handshake_takes_under_two_seconds(deployment: Deployment, open_socket: 
     figure("Handshake, slowest of 10", slowest, 2)
 
 
-def test_closing_the_connection_forgets_it(deployment: Deployment, open_socket: Open) -> None:
+def test_closing_a_connection_deletes_its_row(deployment: Deployment, open_socket: Open) -> None:
     socket = open_socket(deployment.user())
     assert deployment.connection(socket.connection_id)
 

@@ -1,4 +1,4 @@
-"""`muster up`, `down` and `demo` as processes: what they say when disturbed, and what they leave behind.
+"""`muster up`, `down` and `demo` as processes: what they print when interrupted, and what they leave.
 
 Bringing a stack up takes about a minute, so one story is played once and each test looks at its part of it.
 """
@@ -133,7 +133,7 @@ def _outputs(told: Told) -> dict[str, Any]:
     return outputs
 
 
-def test_taken_port_is_named_with_the_way_out(story: Story) -> None:
+def test_port_in_use_is_an_error_with_a_fix(story: Story) -> None:
     assert story.port_taken.code == 1
     assert "is taken by another program" in story.port_taken.said
     assert "--port 0" in story.port_taken.said
@@ -164,7 +164,7 @@ def test_up_again_says_that_it_is_up_and_changes_nothing(story: Story) -> None:
     assert _outputs(story.up_again) == _outputs(story.up)
 
 
-def test_status_tells_what_runs(story: Story) -> None:
+def test_status_shows_what_runs(story: Story) -> None:
     assert story.status.code == 0
     told = _outputs(story.status)
     assert (told["phase"], told["outputs"]) == ("ready", _outputs(story.up))

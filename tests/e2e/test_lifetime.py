@@ -1,4 +1,4 @@
-"""A connection's life: heartbeat, the token's end, renewal."""
+"""The life of a connection: heartbeat, expiry, renewal."""
 
 import time
 from dataclasses import replace
@@ -10,20 +10,19 @@ from websockets.exceptions import ConnectionClosed
 
 from functions.shared.messages import uuid7
 from muster import Broadcaster
-from tests.conftest import Figure
-from tests.e2e.conftest import Open
 from tests.support.deployment import Deployment
+from tests.support.fixtures import Figure, Open
 from tests.support.sockets import SECONDS, Socket
 from tests.support.waiting import until
 
 SHORT = 4
-"""Seconds for which a token holds whose end a test waits for."""
+"""Lifetime in seconds of a token whose expiry a test waits for."""
 
 PAYLOAD = {"text": "hello"}
 
 
 def _wait_for_the_end(seconds: float) -> None:
-    """Wait until a token for that many seconds, made before the call, no longer holds."""
+    """Wait until a token with this lifetime, made before the call, has expired."""
     # A second more, because ends are whole seconds.
     end = time.time() + seconds + 1
     until(lambda: time.time() > end, "the token's end", seconds + 2)
@@ -63,7 +62,7 @@ def test_pong_says_until_when_the_connection_lasts(deployment: Deployment, open_
     assert row["lastSeenAt"] > row["connectedAt"]
 
 
-def test_connection_of_an_expired_token_receives_nothing_is_told_and_closed(
+def test_connection_with_an_expired_token_receives_nothing_and_gets_an_error_and_is_closed(
     deployment: Deployment, broadcaster: Broadcaster, open_socket: Open
 ) -> None:
     socket = open_socket(deployment.user(), seconds=SHORT)
@@ -80,9 +79,7 @@ def test_connection_of_an_expired_token_receives_nothing_is_told_and_closed(
         socket.connection.recv(timeout=SECONDS)
 
 
-def test_connection_that_the_server_forgot_is_told_and_closed(
-    deployment: Deployment, open_socket: Open
-) -> None:
+def test_unknown_connection_gets_an_error_and_is_closed(deployment: Deployment, open_socket: Open) -> None:
     socket = open_socket(deployment.user())
     deployment.forget_connections([socket.connection_id])
 
@@ -111,9 +108,7 @@ def test_renewed_connection_outlives_its_first_token(
 
 
 @pytest.mark.parametrize("whose", ["garbage", "expired", "another-users"])
-def test_token_that_does_not_hold_renews_nothing(
-    deployment: Deployment, open_socket: Open, whose: str
-) -> None:
+def test_invalid_token_renews_nothing(deployment: Deployment, open_socket: Open, whose: str) -> None:
     socket = open_socket(deployment.user(), seconds=600)
     before = socket.ask({"action": "ping"})["expiresAt"]
     token = {
@@ -143,7 +138,7 @@ def test_user_made_inactive_loses_the_connection_at_a_renewal(
         socket.connection.recv(timeout=SECONDS)
 
 
-def test_renewal_takes_over_the_role_and_shelter_that_the_user_has_now(
+def test_renewal_applies_the_users_current_role_and_shelter(
     deployment: Deployment, broadcaster: Broadcaster, open_socket: Open, shelter: str
 ) -> None:
     socket = open_socket(deployment.user("resident", shelter))

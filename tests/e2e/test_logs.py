@@ -1,4 +1,4 @@
-"""`muster logs`: what happened where nobody saw it."""
+"""`muster logs` prints what functions and state machines logged."""
 
 import io
 import json
@@ -46,7 +46,7 @@ def _refused(deployment: Deployment, **options: Any) -> int:
 
 
 def _logged(name: str, text: str, state_dir: dict[str, str]) -> str:
-    """The output of `muster logs NAME` once it holds `text`."""
+    """The output of `muster logs NAME` once it contains `text`."""
 
     def shown() -> str:
         code, printed, said = muster("logs", name, **state_dir)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
+
 PAGE = ROOT / "docs" / "testing.md"
 
 SECONDS = 300
@@ -85,7 +86,7 @@ class Folder:
         )
 
     def run(self, program: str, *arguments: str, **environment: str) -> tuple[int, str, str]:
-        """Run a program to its end; return its exit code, what it printed, and what it said on stderr."""
+        """Run a program to its end; return its exit code, its output and its errors."""
         with self.start(program, *arguments, **environment) as process:
             printed, said = process.communicate(timeout=SECONDS)
         return process.returncode, printed, said
@@ -107,7 +108,7 @@ def build(source: Path, out: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of a checkout in which its user keeps what nobody else may get."""
+    """The wheel of a checkout that also contains secrets of its user."""
     folder = tmp_path_factory.mktemp("package")
     checkout = folder / "checkout"
     shutil.copytree(ROOT, checkout, ignore=_NOT_COPIED)
@@ -148,7 +149,7 @@ def names(wheel: Path) -> list[str]:
         return opened.namelist()
 
 
-def test_wheel_holds_the_sources_and_nothing_that_belongs_to_the_checkouts_user(wheel: Path) -> None:
+def test_wheel_contains_the_sources_and_no_files_of_the_checkouts_user(wheel: Path) -> None:
     shipped = {name for name in names(wheel) if name.startswith("muster/_sources/")}
     expected = [
         *(ROOT / "functions").rglob("*.py"),
@@ -163,7 +164,7 @@ def test_wheel_holds_the_sources_and_nothing_that_belongs_to_the_checkouts_user(
         assert not [name for name in opened.namelist() if opened.read(name) == b"secret"]
 
 
-def test_wheel_made_straight_from_a_checkout_holds_the_same(wheel: Path, tmp_path: Path) -> None:
+def test_wheel_built_without_an_sdist_is_the_same(wheel: Path, tmp_path: Path) -> None:
     """As `pip install /path/to/muster` makes it, without an sdist in between."""
     checkout = wheel.parents[1] / "checkout"
     command = [

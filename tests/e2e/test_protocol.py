@@ -1,4 +1,4 @@
-"""Every transcript of docs/protocol.md, replayed."""
+"""Replays every transcript of docs/protocol.md."""
 
 import json
 import re
@@ -11,8 +11,8 @@ from websockets.exceptions import ConnectionClosed
 
 from functions.shared.messages import RESUME_OVERLAP_SECONDS, uuid7
 from muster.local.seed import User
-from tests.e2e.conftest import Open
 from tests.support.deployment import Deployment, Json, unique
+from tests.support.fixtures import Open
 from tests.support.sockets import ENVELOPES, SECONDS, Socket
 from tests.support.transcripts import PAGE, UUID, Step, Transcript, differences, transcripts
 

@@ -1,11 +1,11 @@
 """Resuming over a WebSocket after real broadcasts."""
 
 from muster import Broadcaster
-from tests.e2e.conftest import Open
 from tests.support.deployment import Deployment, Json
+from tests.support.fixtures import Open
 
 
-def test_missed_messages_of_every_audience_come_back_in_order(
+def test_resume_returns_missed_messages_of_every_audience_in_order(
     deployment: Deployment, broadcaster: Broadcaster, open_socket: Open, shelter: str
 ) -> None:
     user = deployment.user("first_responder", shelter)
@@ -32,7 +32,7 @@ def test_missed_messages_of_every_audience_come_back_in_order(
     assert [message["payload"]["number"] for message in missed] == list(range(5))
 
 
-def test_messages_for_others_do_not_come_back(
+def test_resume_returns_no_messages_for_others(
     deployment: Deployment, broadcaster: Broadcaster, open_socket: Open, shelter: str
 ) -> None:
     other = deployment.user("admin", f"{shelter}-other")

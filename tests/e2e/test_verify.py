@@ -34,8 +34,8 @@ from muster.verify import (
 )
 from muster.verify.plan import policy
 from muster.verify.probe import LEDGER, PREFIX, Probe
-from tests.e2e.conftest import Open
 from tests.support.deployment import Deployment, unique
+from tests.support.fixtures import Open
 from tests.support.waiting import until
 
 NOT_CALLED_HERE = {

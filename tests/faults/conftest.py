@@ -1,4 +1,4 @@
-"""Fixtures of the fault tests. All that is random follows one seed, MUSTER_FAULT_SEED, which is printed."""
+"""Fixtures of the fault tests. All randomness follows one printed seed, MUSTER_FAULT_SEED."""
 
 import random
 from collections.abc import Generator, Iterator
@@ -22,7 +22,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.fixture(autouse=True)
 def rng(request: pytest.FixtureRequest) -> random.Random:
-    """Randomness of the test's own; the backoffs' follows the seed too."""
+    """Random numbers of this test. Backoffs follow the seed too."""
     random.seed(f"{SEED}/backoff/{request.node.nodeid}")
     return random.Random(f"{SEED}/{request.node.nodeid}")
 
@@ -35,14 +35,14 @@ def tidy() -> Iterator[None]:
 
 @pytest.fixture
 def proxy() -> Iterator[FaultProxy]:
-    """A proxy that plays `@connections`, over plain HTTP."""
+    """A proxy that simulates `@connections` over plain HTTP."""
     with FaultProxy() as proxy:
         yield proxy
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Timeouts and backoffs of a tenth, so that giving up takes no minutes."""
+    """Timeouts and backoffs of a tenth: giving up takes seconds."""
     shorten_timeouts(monkeypatch, 0.4)
     monkeypatch.setattr(batch, "GONE_AGAIN_SECONDS", 0.1)
     monkeypatch.setattr(batch, "FIRST_BACKOFF_SECONDS", 0.01)

@@ -1,7 +1,7 @@
-"""Broadcasts through the deployed stack: Lambdas that die, executions that are stopped, clients that wander.
+"""Broadcasts through the deployed stack: Lambdas die, executions stop, clients disconnect and return.
 
 Deliver posts through the fault proxy to the stack's own `@connections`. The deployed functions and machines
-are left alone: the tests run copies of them, so nothing has to be put right afterwards. The proxy listens on
+stay unchanged: the tests run copies of them. The proxy listens on
 127.0.0.1, where the embedded stack's Lambdas run.
 """
 
@@ -12,16 +12,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from os import urandom
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from functions.shared.messages import uuid7
 from functions.shared.posting.gateway import Outcome
-from muster import Client, Stack
+from muster import Client
 from muster.local.seed import User
+from tests.support import ROOT
 from tests.support.deployment import Deployment, Json, users_of
+from tests.support.fixtures import Connect
 from tests.support.gateways import outcome_of
 from tests.support.proxy import (
     BROKEN,
@@ -41,18 +42,9 @@ from tests.support.proxy import (
 from tests.support.variants import Variants
 from tests.support.waiting import until
 
-MORTAL_DELIVER = Path(__file__).with_name("mortal_deliver.py")
+MORTAL_DELIVER = ROOT / "tests" / "support" / "mortal_deliver.py"
 
 TRANSIENT = [THROTTLED, BROKEN, UNAVAILABLE, RESET_BEFORE, RESET_AFTER, CUT]
-
-Connect = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def variants(stack: Stack, deployment: Deployment) -> Iterator[Variants]:
-    variants = Variants(deployment, stack.state_dir / "bundle" / "functions.zip")
-    yield variants
-    variants.remove()
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +55,7 @@ def running_relay(deployment: Deployment) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def relay(running_relay: FaultProxy) -> FaultProxy:
-    """The proxy before the stack's `@connections`; unless the script passes on, it plays them itself."""
+    """The proxy in front of the stack's `@connections`, which it simulates unless the script passes on."""
     running_relay.reset(Script(passes_on=False))
     return running_relay
 
@@ -77,24 +69,11 @@ def machine(variants: Variants, running_relay: FaultProxy) -> str:
 
 @pytest.fixture(scope="module")
 def mortal_machine(variants: Variants, running_relay: FaultProxy) -> str:
-    """The same, with a Deliver that dies when it is told to."""
+    """The same, with a Deliver whose process dies for some connection ids."""
     deliver = variants.function(
         "deliver", module=MORTAL_DELIVER, environment={"CONNECTIONS_ENDPOINT": running_relay.endpoint}
     )
     return variants.broadcast({variants.arn_of("deliver"): deliver})
-
-
-@pytest.fixture
-def connect(deployment: Deployment) -> Iterator[Connect]:
-    """`Deployment.put_connection`, whose rows are gone after the test."""
-    made: list[str] = []
-
-    def put(*arguments: Any, **options: Any) -> str:
-        made.append(deployment.put_connection(*arguments, **options))
-        return made[-1]
-
-    yield put
-    deployment.forget_connections(made)
 
 
 def _outcomes(receipt: Json) -> tuple[int, int, int]:
@@ -127,7 +106,7 @@ def test_receipt_sns_and_queue_agree_whatever_the_connections_answer(
 
     assert _outcomes(receipt) == (6, 1, 2)
     assert (receipt["offline"], receipt["offlineFailed"], receipt["unreached"]) == (2, 0, [])
-    # Whose other connection has it is not told a second time.
+    # A user whose other connection got the message is not notified.
     missed = sorted(users[name].user_id for name in ("refused", "full"))
     assert users_of(deployment.notifications(receipt["id"])) == missed
     assert relay.taken[second] == 1
@@ -136,7 +115,7 @@ def test_receipt_sns_and_queue_agree_whatever_the_connections_answer(
     assert all(deployment.connection(connections[name]) for name in acts if name != "gone")
 
 
-def test_deliver_killed_in_the_middle_of_a_batch_reaches_everybody_all_the_same(
+def test_deliver_killed_in_the_middle_of_a_batch_is_retried_and_reaches_every_connection(
     deployment: Deployment, connect: Connect, shelter: str, relay: FaultProxy, mortal_machine: str
 ) -> None:
     dying = connect(deployment.user("resident", shelter), prefix="killed-once-")
@@ -153,7 +132,7 @@ def test_deliver_killed_in_the_middle_of_a_batch_reaches_everybody_all_the_same(
 
 
 @pytest.mark.parametrize("fate", ["killed", "out-of-memory"])
-def test_deliver_that_always_dies_costs_its_own_batch_only(
+def test_deliver_that_always_dies_fails_its_own_batch_only(
     deployment: Deployment, connect: Connect, shelter: str, relay: FaultProxy, mortal_machine: str, fate: str
 ) -> None:
     users = [deployment.user("resident", shelter) for _ in range(6)]
@@ -202,7 +181,7 @@ class Stopped:
         self.deployment, self.shelter, self.relay = deployment, shelter, relay
         self.users = [deployment.user("resident", shelter) for _ in range(2)]
         self.reached, self.waiting = (connect(user) for user in self.users)
-        # What other tests told everybody is retained too.
+        # Messages that other tests sent to all are retained too.
         self.earlier = set(self._retained())
 
     def run(self, machine: str, **request: Any) -> str:
@@ -237,7 +216,7 @@ def stopped(deployment: Deployment, connect: Connect, shelter: str, relay: Fault
     return Stopped(deployment, connect, shelter, relay)
 
 
-def test_stopped_broadcast_waits_in_the_queue_and_another_is_another_message(
+def test_stopped_broadcast_stays_in_the_queue_and_a_new_one_is_another_message(
     deployment: Deployment, shelter: str, stopped: Stopped, machine: str
 ) -> None:
     stopped.run(machine)
@@ -266,7 +245,7 @@ def test_stopped_broadcast_with_an_id_of_its_own_is_the_same_message_when_starte
     assert _queued(deployment, shelter) == stopped.resumed() == [identifier]
 
 
-def test_stopped_broadcast_goes_on_as_a_redrive_would(
+def test_stopped_broadcast_continues_like_a_redrive(
     deployment: Deployment, shelter: str, stopped: Stopped, machine: str, variants: Variants
 ) -> None:
     """The emulator has no RedriveExecution: Accept's answer is given to a machine that begins with Record."""

@@ -14,8 +14,8 @@ import pytest
 
 from functions.shared.posting import batch
 from functions.shared.posting.gateway import Outcome
-from tests.conftest import Figure
 from tests.support.certificates import certify
+from tests.support.fixtures import Figure
 from tests.support.functions import shorten_timeouts
 from tests.support.gateways import BODY, make_gateway, post, recipients
 from tests.support.proxy import (

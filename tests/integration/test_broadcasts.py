@@ -1,4 +1,4 @@
-"""Broadcast executions: what is refused, recorded, counted, posted to and handed over."""
+"""Broadcast executions: what is rejected, recorded, counted, posted and published."""
 
 import json
 import time
@@ -12,8 +12,8 @@ import pytest
 from functions.shared.messages import uuid7
 from muster.broadcaster import Broadcaster, Execution, InvalidBroadcast
 from muster.local.seed import User
-from tests.integration.conftest import Connect
 from tests.support.deployment import SHARDS, VARIABLES, Deployment, Json, pointers, refused, unique, users_of
+from tests.support.fixtures import Connect
 from tests.support.schemas import conforming
 
 EVERYBODY = {"all": True}
@@ -120,7 +120,7 @@ def test_same_name_twice_is_one_broadcast(deployment: Deployment, shelter: str) 
     assert len(deployment.queued(f"shelter#{shelter}")) == 1
 
 
-def test_message_that_is_sent_again_stays_as_it_was_recorded(deployment: Deployment, shelter: str) -> None:
+def test_message_sent_again_keeps_its_first_record(deployment: Deployment, shelter: str) -> None:
     """The same message under another name, and to more people, is the same message."""
     identifier, other = uuid7(time.time(), urandom(10)), unique("shelter")
 
@@ -134,7 +134,7 @@ def test_message_that_is_sent_again_stays_as_it_was_recorded(deployment: Deploym
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own-id", "id-of-the-receipt"])
-def test_id_of_another_message_is_a_conflict_and_nothing_of_it_is_recorded(
+def test_id_of_another_message_is_a_conflict_and_records_nothing(
     deployment: Deployment, shelter: str, own: bool
 ) -> None:
     """Clients that have the first message would drop the second as a duplicate."""
@@ -163,10 +163,10 @@ def test_id_of_another_message_is_a_conflict_and_nothing_of_it_is_recorded(
 
 
 @pytest.mark.parametrize(("scope", "handed_over"), [("users", 1), ("shelters", 0)])
-def test_audience_that_nobody_of_is_connected(
+def test_audience_without_connections(
     deployment: Deployment, shelter: str, scope: str, handed_over: int
 ) -> None:
-    """The message waits for a resume; SNS is told only where a user was named."""
+    """The message waits for a resume; SNS gets it only for users that the target names."""
     user = deployment.user("resident", shelter)
     name = user.user_id if scope == "users" else shelter
 
@@ -197,7 +197,7 @@ def test_expired_rows_are_neither_counted_nor_posted_to(
     assert user.user_id not in users_of(gone)
 
 
-def test_gone_connections_are_counted_forgotten_and_handed_over(
+def test_gone_connections_are_counted_and_deleted_and_their_users_notified(
     deployment: Deployment, connect: Connect, shelter: str
 ) -> None:
     gone, opening, elsewhere = (deployment.user("resident", shelter) for _ in range(3))
@@ -230,7 +230,7 @@ def test_every_connection_beyond_a_page_and_a_batch_is_reached_once(
     assert receipt["partitions"] == (1 if scope == "shelter" else SHARDS)
     assert receipt["audience"] >= 20
     assert receipt["pages"] >= 20 / VARIABLES["page_size"]
-    # Found gone, so deleted and handed over: both tell that the connection was posted to.
+    # The deleted row and the notification both show that the connection was posted to.
     assert not any(deployment.connection(connection_id) for connection_id in rows)
     own = {user.user_id for user in users}
     handed_over = users_of(deployment.notifications(receipt["id"], "gone"))
@@ -246,14 +246,16 @@ class TestOfflinePolicy:
         connect(user)
         return user, deployment.broadcast({"users": [user.user_id]}, offline=policy)
 
-    def test_never_tells_sns_nothing(self, deployment: Deployment, connect: Connect) -> None:
+    def test_never_publishes_nothing(self, deployment: Deployment, connect: Connect) -> None:
         user, receipt = self._broadcast(deployment, connect, "never")
 
         assert (receipt["gone"], receipt["offline"], receipt["notified"]) == (1, 0, False)
         assert deployment.notifications(receipt["id"]) == []
         assert len(deployment.queued(f"user#{user.user_id}")) == 1
 
-    def test_fallback_tells_sns_who_was_not_reached(self, deployment: Deployment, connect: Connect) -> None:
+    def test_fallback_publishes_the_users_who_were_not_reached(
+        self, deployment: Deployment, connect: Connect
+    ) -> None:
         user, receipt = self._broadcast(deployment, connect, "fallback")
 
         assert (receipt["gone"], receipt["offline"], receipt["notified"]) == (1, 1, False)

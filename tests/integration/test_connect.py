@@ -45,9 +45,7 @@ TOKENS: list[tuple[str, MakeToken, str]] = [
 
 
 @pytest.mark.parametrize(("make", "reason"), [pytest.param(*case[1:], id=case[0]) for case in TOKENS])
-def test_token_that_does_not_hold_is_refused_with_401(
-    deployment: Deployment, make: MakeToken, reason: str
-) -> None:
+def test_invalid_token_is_refused_with_401(deployment: Deployment, make: MakeToken, reason: str) -> None:
     token = make(deployment, deployment.user().user_id)
 
     connection_id, answer = handshake(deployment, query=token)
@@ -88,7 +86,7 @@ def test_user_whose_row_breaks_a_rule_is_refused_with_403(
     assert_refused(deployment, connection_id, answer, 403, f"UserRefused: {reason}", token)
 
 
-def test_token_of_a_subject_that_can_be_nobodys_id_is_refused_with_403(deployment: Deployment) -> None:
+def test_token_whose_subject_is_not_a_valid_user_id_is_refused_with_403(deployment: Deployment) -> None:
     token = deployment.token("x" * 3_000)
 
     connection_id, answer = handshake(deployment, query=token)
@@ -99,7 +97,7 @@ def test_token_of_a_subject_that_can_be_nobodys_id_is_refused_with_403(deploymen
 
 
 @pytest.mark.parametrize("way", ["query", "query-with-bearer", "header", "subprotocols"])
-def test_token_is_accepted_alike_wherever_it_travels(deployment: Deployment, shelter: str, way: str) -> None:
+def test_token_is_accepted_from_every_place(deployment: Deployment, shelter: str, way: str) -> None:
     user = deployment.user("first_responder", shelter)
     token = deployment.token(user.user_id)
     arguments = {

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from muster.local.seed import User
-from tests.integration.conftest import Connect
 from tests.support.deployment import Deployment, users_of
+from tests.support.fixtures import Connect
 from tests.support.schemas import conforming
 
 ENVELOPE = {
@@ -33,7 +33,7 @@ def _batch(deployment: Deployment, connections: dict[str, User]) -> dict[str, An
     return dict(conforming("delivery-batch", batch))
 
 
-def test_gone_connections_are_reported_and_left_to_offline(deployment: Deployment, connect: Connect) -> None:
+def test_gone_connections_are_reported_and_their_rows_kept(deployment: Deployment, connect: Connect) -> None:
     users = [deployment.user(), deployment.user()]
     connections = {connect(user): user for user in users}
 

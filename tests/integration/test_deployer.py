@@ -1,6 +1,6 @@
-"""Who deploys needs docs/deployer-policy.json: enough to apply, change and destroy, and nothing besides.
+"""docs/deployer-policy.json is enough to apply, change and destroy a deployment, and contains nothing else.
 
-A user who holds the policy alone runs Terraform against the emulator, which enforces it; the provider's own
+A user with only this policy runs Terraform against the emulator, which enforces it; the provider's own
 log tells which actions it called for.
 """
 
@@ -21,9 +21,9 @@ import pytest
 from muster import Stack
 from muster.local import emulator, repository
 from muster.local.terraform import Terraform
+from tests.support import ROOT
 from tests.support.deployment import Deployment, refused, unique
 
-ROOT = Path(__file__).parents[2]
 POLICY = (ROOT / "docs" / "deployer-policy.json").read_text()
 
 EMULATOR_ONLY = [
@@ -96,7 +96,7 @@ class Deployer:
 def deployer(
     stack: Stack, deployment: Deployment, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployer]:
-    """Apply, change and destroy a second copy of the module as a user who holds the policy alone."""
+    """Apply, change and destroy a second copy of the module as a user with only the policy."""
     prefix = unique("second")
     user = unique("deployer")
     boundary = {"Effect": "Allow", "Action": "*", "Resource": "*"}

@@ -41,7 +41,7 @@ def account(deployment: Deployment) -> Iterator[None]:
 def test_plans_only_additions(example: str, stack: Stack, deployment: Deployment, tmp_path: Path) -> None:
     folder = copy_of(example, tmp_path)
     shutil.copytree(stack.state_dir / "bundle", tmp_path / "build")
-    # The one thing changed: the bundle at hand is for this machine.
+    # The only change: this bundle is built for this machine.
     override = {"module": {"muster": {"lambda_architecture": host_architecture()}}}
     (folder / "test_override.tf.json").write_text(json.dumps(override))
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "TF_"))}

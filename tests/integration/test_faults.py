@@ -1,19 +1,19 @@
-"""Broadcasts through copies of the state machines, one part of which is broken.
+"""Broadcasts through copies of the state machines with one broken part.
 
-The deployed ones are left alone, so nothing has to be put right afterwards.
+The deployed ones stay unchanged.
 """
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from muster.local.seed import User
-from tests.integration.conftest import Connect
+from tests.support import ROOT
 from tests.support.deployment import VARIABLES, Deployment, users_of
+from tests.support.fixtures import Connect
 from tests.support.variants import Variants
 
-FAULTY_DELIVER = Path(__file__).with_name("faulty_deliver.py")
+FAULTY_DELIVER = ROOT / "tests" / "support" / "faulty_deliver.py"
 
 BATCH: int = VARIABLES["batch_size"]
 
@@ -48,7 +48,7 @@ def _connect_one_each(
 
 
 def _assert_one_batch_failed(deployment: Deployment, receipt: dict[str, Any], faulty: User) -> None:
-    """Of two batches, the one of the faulty user's connection failed and was handed over, the other not."""
+    """Of two batches, only that of the faulty user's connection failed, and its users were notified."""
     assert receipt["audience"] == 2 * BATCH
     assert (receipt["delivered"], receipt["failed"], receipt["gone"]) == (BATCH, BATCH, 0)
     assert (receipt["offline"], receipt["offlineFailed"], receipt["unreached"]) == (BATCH, 0, [])
@@ -57,7 +57,7 @@ def _assert_one_batch_failed(deployment: Deployment, receipt: dict[str, Any], fa
     assert faulty.user_id in handed_over
 
 
-def test_deliver_that_raises_is_retried_and_then_costs_its_own_batch_only(
+def test_deliver_that_raises_is_retried_and_then_fails_its_own_batch_only(
     deployment: Deployment, connect: Connect, shelter: str, machine: str
 ) -> None:
     users = _connect_one_each(deployment, connect, shelter, "crash", *["fine"] * (2 * BATCH - 1))
@@ -67,7 +67,7 @@ def test_deliver_that_raises_is_retried_and_then_costs_its_own_batch_only(
     _assert_one_batch_failed(deployment, receipt, users["crash/0"])
 
 
-def test_deliver_that_raises_once_reaches_everybody(
+def test_deliver_that_raises_once_reaches_every_connection(
     deployment: Deployment, connect: Connect, shelter: str, machine: str
 ) -> None:
     _connect_one_each(deployment, connect, shelter, "crash-once", *["fine"] * (2 * BATCH - 1))
@@ -77,7 +77,7 @@ def test_deliver_that_raises_once_reaches_everybody(
     assert (receipt["delivered"], receipt["failed"], receipt["offline"]) == (2 * BATCH, 0, 0)
 
 
-def test_deliver_that_times_out_costs_its_own_batch_only(
+def test_deliver_that_times_out_fails_its_own_batch_only(
     deployment: Deployment, connect: Connect, shelter: str, impatient_machine: str
 ) -> None:
     users = _connect_one_each(deployment, connect, shelter, "hang", *["fine"] * (2 * BATCH - 1))
@@ -120,7 +120,7 @@ def test_connections_endpoint_failing_for_a_whole_batch_leaves_the_others_alone(
     assert users_of(deployment.notifications(receipt["id"], "failed")) == expected
 
 
-def test_user_whose_other_connection_took_the_message_is_not_handed_over(
+def test_user_whose_other_connection_got_the_message_is_not_notified(
     deployment: Deployment, connect: Connect, machine: str
 ) -> None:
     user = deployment.user()
@@ -175,7 +175,7 @@ def test_fan_out_that_cannot_even_be_started_is_published_and_named(
     assert notification.body["partition"] == receipt["unreached"][0]
 
 
-def test_offline_that_fails_leaves_its_work_to_sns_itself(
+def test_page_is_published_to_sns_when_offline_fails(
     deployment: Deployment, connect: Connect, shelter: str, variants: Variants
 ) -> None:
     users = [deployment.user("resident", shelter) for _ in range(2)]
@@ -191,7 +191,7 @@ def test_offline_that_fails_leaves_its_work_to_sns_itself(
     assert sorted(notification.body["userIds"]) == sorted(user.user_id for user in users)
 
 
-def test_receipt_counts_the_users_whom_nothing_could_be_told_about(
+def test_receipt_counts_the_users_who_could_not_be_notified(
     deployment: Deployment, connect: Connect, variants: Variants
 ) -> None:
     user = deployment.user()

@@ -10,8 +10,8 @@ import pytest
 
 from functions.shared.messages import uuid7
 from muster.local.seed import User
-from tests.integration.conftest import Connect
 from tests.support.deployment import Deployment, users_of
+from tests.support.fixtures import Connect
 from tests.support.schemas import conforming
 
 
@@ -42,7 +42,7 @@ class Message:
         return dict(conforming("offline-result", answer.payload))
 
     def users(self) -> list[str]:
-        """Return the users whom the offline topic was told about."""
+        """Return the users that the offline topic has messages about."""
         return users_of(self.deployment.notifications(self.message_id))
 
 
@@ -102,7 +102,7 @@ def test_user_with_another_live_connection_is_left_out(
     assert message.users() == [expired.user_id]
 
 
-def test_connections_that_fail_in_different_batches_add_up_to_one_hand_over(
+def test_user_whose_connections_fail_in_different_batches_is_notified_once(
     deployment: Deployment, connect: Connect, message: Message
 ) -> None:
     user = deployment.user()
@@ -115,7 +115,7 @@ def test_connections_that_fail_in_different_batches_add_up_to_one_hand_over(
     assert message.users() == [user.user_id]
 
 
-def test_only_the_claim_that_took_a_user_hands_them_over_again(
+def test_only_the_claim_that_took_a_user_notifies_them_again(
     deployment: Deployment, message: Message
 ) -> None:
     user = deployment.user()
@@ -127,7 +127,7 @@ def test_only_the_claim_that_took_a_user_hands_them_over_again(
     assert message.users() == [user.user_id] * 2
 
 
-def test_more_users_than_one_publish_batch_are_each_handed_over_once(
+def test_more_users_than_one_publish_batch_are_each_notified_once(
     deployment: Deployment, message: Message
 ) -> None:
     users = [deployment.user() for _ in range(23)]
@@ -138,5 +138,5 @@ def test_more_users_than_one_publish_batch_are_each_handed_over_once(
     assert message.users() == sorted(user.user_id for user in users)
 
 
-def test_nobody_is_handed_over_for_an_empty_batch(message: Message) -> None:
+def test_empty_batch_notifies_no_user(message: Message) -> None:
     assert message.hand_over([]) == {"offline": 0, "offlineFailed": 0}

@@ -1,7 +1,7 @@
-"""What each role may do is what its function or machine does: no action too many, none missing.
+"""Each role has exactly the permissions that its function or machine needs.
 
 The emulator enforces the policies of the functions' roles, so everything that the other tests do is allowed.
-Here each grant is taken away once, and its absence must be noticed. The machines' roles it does not enforce:
+Here each grant is removed once, and the function must fail. It does not enforce the machines' roles:
 there the policy is compared with the definition.
 """
 
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from os import urandom
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,12 +17,11 @@ from websockets.exceptions import ConnectionClosed
 
 from functions.shared import audiences
 from functions.shared.messages import uuid7
+from tests.support import ROOT
 from tests.support.deployment import Deployment, Json
 from tests.support.handshakes import handshake
 from tests.support.sockets import websocket
 from tests.support.variants import Grant, Variants, grants
-
-ROOT = Path(__file__).parents[2]
 
 # What every function may do beside its work: log and trace. The emulator does both without asking.
 TELEMETRY = {"logs:CreateLogStream", "logs:PutLogEvents", "xray:PutTelemetryRecords", "xray:PutTraceSegments"}
@@ -84,7 +82,7 @@ def _answers(deployment: Deployment, function: str) -> bool:
 
 
 def _closes(deployment: Deployment, function: str) -> bool:
-    """Tell whether a client whose row is lost is told so, and then disconnected."""
+    """Return whether a client whose row is lost gets an error and is then disconnected."""
     user = deployment.user()
     with websocket(deployment, deployment.token(user.user_id)) as socket:
         (connection_id,) = deployment.connections_of(user.user_id)
@@ -207,7 +205,7 @@ def test_a_machine_may_do_what_its_states_do(
 
 
 @pytest.mark.parametrize("name", [*WORKS, "broadcast", "fanout"])
-def test_a_role_is_what_the_page_for_the_review_says(
+def test_roles_have_the_permissions_that_the_security_page_lists(
     deployment: Deployment, variants: Variants, name: str
 ) -> None:
     beside = TELEMETRY if name in WORKS else MACHINE_TELEMETRY

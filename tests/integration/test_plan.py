@@ -31,7 +31,7 @@ def test_second_plan_finds_nothing_to_change(stack: Stack) -> None:
     assert stack.plan() == []
 
 
-def test_the_secret_is_in_no_state(stack: Stack, deployment: Deployment) -> None:
+def test_secret_is_in_no_state_file(stack: Stack, deployment: Deployment) -> None:
     states = list(stack.state_dir.glob("terraform.tfstate*"))
     assert states
     assert not [path.name for path in states if deployment.jwt_secret in path.read_text()]
@@ -141,7 +141,7 @@ def test_route_is_deployed_before_the_old_deployment_goes(upgrade: Upgrade) -> N
     }
 
 
-def test_snap_start_leaves_no_moment_in_which_api_gateway_may_invoke_nothing(upgrade: Upgrade) -> None:
+def test_api_gateway_may_invoke_the_functions_throughout_a_change_to_snap_start(upgrade: Upgrade) -> None:
     """Publishing the snapshots takes minutes, and the permissions of before serve until the aliases do."""
     changes = upgrade.plan("-var=snap_start=true")
 

@@ -53,7 +53,7 @@ def function(variants: Variants, key_urls: dict[str, str]) -> str:
     return verifying(variants, key_urls["named"])
 
 
-def test_admits_what_the_private_key_signed(
+def test_admits_a_token_signed_with_the_private_key(
     deployment: Deployment, function: str, key: rsa.RSAPrivateKey
 ) -> None:
     claims = deployment.claims(deployment.user().user_id)
@@ -104,7 +104,7 @@ def test_admits_a_token_without_a_key_id_by_the_only_key_without_one(
     assert answer.payload == {"statusCode": 200, "headers": {}}
 
 
-def test_refuses_nobody_while_the_provider_has_no_keys_and_says_why(
+def test_without_keys_of_the_provider_a_handshake_fails_and_the_log_says_why(
     deployment: Deployment, variants: Variants, key_urls: dict[str, str], key: rsa.RSAPrivateKey
 ) -> None:
     token = jwt.encode(deployment.claims(deployment.user().user_id), key, "RS256", headers={"kid": "one"})

@@ -1,6 +1,6 @@
 """`resume`, asked of `default` without a WebSocket: what the queue gives back, in which order and frames.
 
-The queues of a role and of all are everybody's. So each test writes its messages into an hour of the past
+All tests share the queues of a role and of all. So each test writes its messages into an hour of the past
 that is its own, asks for what came after that hour began, and looks no further than its end.
 """
 
@@ -14,8 +14,8 @@ from os import urandom
 import pytest
 
 from functions.shared.messages import RESUME_OVERLAP_SECONDS, RESUME_PAGE, uuid7
-from tests.integration.conftest import Connect
 from tests.support.deployment import Deployment, Json
+from tests.support.fixtures import Connect
 from tests.support.schemas import conforming
 
 YEAR = 365 * 86400
@@ -23,7 +23,7 @@ YEAR = 365 * 86400
 
 @dataclass
 class Past:
-    """An hour long ago, in which messages were sent to one client's audiences while it was away."""
+    """An hour long ago, in which messages were sent to one client's audiences while it was offline."""
 
     deployment: Deployment
     connection_id: str
@@ -88,13 +88,13 @@ def past(deployment: Deployment, connect: Connect, shelter: str) -> Iterator[Pas
         deployment.tables.Table(deployment.outputs.messages_table).delete_item(Key=key)
 
 
-def test_messages_of_every_audience_come_back_oldest_first(past: Past) -> None:
+def test_resume_returns_the_messages_of_every_audience_oldest_first(past: Past) -> None:
     sent = [past.write(past.audiences[n % 4], second=60 + n) for n in range(12)]
 
     assert past.missed(after=past.id_at(0)) == sent
 
 
-def test_only_the_callers_audiences_come_back(past: Past, shelter: str) -> None:
+def test_resume_returns_only_the_callers_audiences(past: Past, shelter: str) -> None:
     for audience in ("role#admin", f"shelter#{shelter}-2", "user#somebody-else"):
         past.write(audience, second=60)
     own = past.write(f"shelter#{shelter}", second=61)
@@ -102,7 +102,7 @@ def test_only_the_callers_audiences_come_back(past: Past, shelter: str) -> None:
     assert past.missed(after=past.id_at(0)) == [own]
 
 
-def test_message_for_several_audiences_comes_back_once(past: Past) -> None:
+def test_resume_returns_a_message_for_several_audiences_once(past: Past) -> None:
     sent = past.write("all", second=60)
     table = past.deployment.tables.Table(past.deployment.outputs.messages_table)
     item = table.get_item(Key={"audience": "all", "messageId": sent})["Item"]
@@ -113,7 +113,7 @@ def test_message_for_several_audiences_comes_back_once(past: Past) -> None:
     assert past.missed(after=past.id_at(0)) == [sent]
 
 
-def test_what_came_shortly_before_the_last_one_seen_comes_again(past: Past) -> None:
+def test_resume_repeats_what_was_sent_shortly_before_the_position(past: Past) -> None:
     """Two publishers' clocks differ: an older id may have been recorded after a newer one was seen."""
     user = past.audiences[3]
     past.write(user, second=1000 - RESUME_OVERLAP_SECONDS - 1)
@@ -124,20 +124,20 @@ def test_what_came_shortly_before_the_last_one_seen_comes_again(past: Past) -> N
     assert past.missed(after=seen) == [late, seen, missed]
 
 
-def test_id_that_nobody_knows_is_a_place_in_time_all_the_same(past: Past) -> None:
+def test_unknown_id_is_a_position_in_time(past: Past) -> None:
     past.write(past.audiences[3], second=100)
     missed = [past.write(past.audiences[n], second=1000 + n) for n in range(4)]
 
     assert past.missed(after=past.id_at(900)) == missed
 
 
-def test_without_a_place_everything_retained_comes_back(past: Past) -> None:
+def test_resume_without_a_position_returns_everything_retained(past: Past) -> None:
     sent = [past.write(audience, second=60 + n) for n, audience in enumerate(past.audiences)]
 
     assert past.missed() == sent
 
 
-def test_messages_past_their_retention_stay_away(past: Past) -> None:
+def test_resume_returns_no_message_past_its_retention(past: Past) -> None:
     user = past.audiences[3]
     for second in range(60, 60 + RESUME_PAGE + 5):
         past.write(user, second, kept_for=-1)
@@ -155,14 +155,14 @@ def test_messages_past_their_retention_stay_away(past: Past) -> None:
         pytest.param(20, lambda n: n % 4, 29_000, id="each-nearly-a-frame"),
     ],
 )
-def test_all_that_was_missed_comes_back_in_frames_without_gap_or_repetition(
+def test_pages_of_a_resume_have_no_gap_and_no_repetition(
     past: Past, count: int, audience: Callable[[int], int], size: int
 ) -> None:
     sent = [past.write(past.audiences[audience(n)], 60 + n, size) for n in range(count)]
 
     pages = list(past.resume(after=past.id_at(0)))
 
-    # `Deployment.default` holds every frame to 32 KB.
+    # `Deployment.default` asserts that every frame is under 32 KB.
     own = [message["id"] for page in pages for message in page["messages"] if message["id"] in set(sent)]
     assert own == sent
     assert len(pages) >= count * size / 32_000

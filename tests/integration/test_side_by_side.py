@@ -127,7 +127,7 @@ def second(stack: Stack, belongings: Belongings) -> Iterator[Stack]:
             second.down()
 
 
-def test_two_live_side_by_side_and_one_goes_without_a_trace(
+def test_two_deployments_run_side_by_side_and_destroy_leaves_nothing_of_one(
     deployment: Deployment, second: Stack, belongings: Belongings
 ) -> None:
     """One test, since a deployment takes a minute to make and is gone at the end."""
@@ -139,7 +139,7 @@ def test_two_live_side_by_side_and_one_goes_without_a_trace(
     assert second.plan() == []
     assert other.outputs.users_table == belongings.table
 
-    # Each hears of its own only, and a subscriber of what its filter lets through.
+    # Each gets only its own, and a subscriber what its filter selects.
     user = other.user("first_responder")
     quiet, alert = (other.broadcast({"users": [user.user_id]}, type=type) for type in ("broadcast", "alert"))
     for receipt in (quiet, alert):

@@ -11,8 +11,8 @@ from muster import Stack
 from muster.errors import TerraformStalled
 from muster.local import emulator
 from muster.local.emulator import Process
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 SECONDS = 180
 """No start takes longer."""
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Figure
 from tests.support.deployment import Deployment, unique
+from tests.support.fixtures import Figure
 
 FANOUT_ATTRIBUTES = {"connectedAt", "role", "shelterId", "ttl", "userId"}
 

@@ -13,13 +13,12 @@ import pytest
 from muster import Stack
 from muster.local import repository
 from muster.local.watch import FOLDERS, watch
-from tests.conftest import Figure
+from tests.support import ROOT
 from tests.support.deployment import Deployment
+from tests.support.fixtures import Figure
 from tests.support.waiting import until
 
 LIVE_SECONDS = 3.0
-
-ROOT = Path(__file__).parents[2]
 
 
 class Watched:

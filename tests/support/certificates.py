@@ -1,4 +1,4 @@
-"""Server certificates for 127.0.0.1: one to trust, and others not to."""
+"""Self-signed server certificates."""
 
 import datetime
 import ipaddress
@@ -12,7 +12,7 @@ from cryptography.x509.oid import NameOID
 
 
 def certify(path: Path, *, address: str = "127.0.0.1", days: float = 1) -> ssl.SSLContext:
-    """Write a self-signed certificate with its key to `path`, and return a server's context that shows it.
+    """Write a self-signed certificate with its key to `path`, and return a server's TLS context with it.
 
     It is valid for `days` from yesterday on.
     """

@@ -1,13 +1,12 @@
-"""The `muster` command in a process of its own, as people run it."""
+"""Runs the `muster` command in its own process."""
 
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
 
 SECONDS = 240
 """Longer than any command takes, `up` on a busy machine included."""
@@ -21,7 +20,7 @@ def _environment(changes: Mapping[str, str]) -> dict[str, str]:
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Start `muster` with these arguments, in a process group of its own."""
+    """Start `muster` with these arguments, in its own process group."""
     return subprocess.Popen(
         [sys.executable, "-m", "muster", *arguments],
         env=_environment(environment),
@@ -35,7 +34,7 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Wait for a command; return its exit code, what it printed, and what it said on stderr."""
+    """Wait for a command; return its exit code, its output and its errors."""
     try:
         printed, said = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:

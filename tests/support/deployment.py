@@ -1,7 +1,7 @@
 """The deployed stack as tests use it: through boto3, with users and shelters of their own.
 
 Roles come from Terraform and are shared, so a test that broadcasts to a role or to all looks only at its own
-users; everything else a test makes carries an id of its own.
+users; everything else that a test creates has a unique id.
 """
 
 import base64
@@ -24,7 +24,7 @@ from tests.support.schemas import conforming
 from tests.support.waiting import until
 
 SHARDS = 2
-"""Over how many index partitions the stack under test spreads a role, and everybody."""
+"""How many index partitions the stack under test uses for a role, and for all."""
 
 ORIGIN = "https://app.example.org"
 """The site whose web pages may connect to the stack under test."""
@@ -44,13 +44,13 @@ Json = dict[str, Any]
 
 
 def unique(kind: str) -> str:
-    """Return an id that nothing else uses."""
+    """Return a new id that begins with `kind`."""
     return f"{kind}-{uuid4().hex[:12]}"
 
 
 @dataclass(frozen=True)
 class Invocation:
-    """What a function answered, the error it raised if it did, and the end of its log."""
+    """The payload of an invocation, the error that the function raised, if any, and the end of its log."""
 
     payload: Any
     error: str | None
@@ -118,7 +118,7 @@ class Deployment:
     # ---- users and tokens
 
     def user(self, role: str = "resident", shelter_id: str | None = None, *, active: bool = True) -> User:
-        """Store a user nobody else has."""
+        """Store a new user."""
         user = User(unique("user"), role, shelter_id, active)
         self.tables.Table(self.outputs.users_table).put_item(Item=user.item())
         return user
@@ -130,7 +130,7 @@ class Deployment:
         return str(answer["SecretString"])
 
     def claims(self, user_id: str, seconds: float = 3600, **changed: Any) -> Json:
-        """Return the claims of a token that holds, but for what is `changed`; None leaves a claim out."""
+        """Return the claims of a valid token, with `changed` applied; None leaves a claim out."""
         claims = {
             "sub": user_id,
             "iss": self.outputs.jwt_issuer,
@@ -155,7 +155,7 @@ class Deployment:
         prefix: str = "",
         **attributes: Any,
     ) -> str:
-        """Store the row of a connection that nobody holds: a post to it finds it gone. Return its id.
+        """Store the row of a closed connection, to which a post gets 410 Gone. Return its id.
 
         It lives for `seconds` from now (in the past, when negative) and is past its handshake unless
         `connected_at` says otherwise. `attributes` replaces attributes of the row; None leaves one out.
@@ -266,7 +266,7 @@ class Deployment:
         return self.receipt(self.start(request, machine=machine))
 
     def queued(self, audience: str) -> list[Json]:
-        """Return the items that the messages table holds for an audience key, oldest first."""
+        """Return the items of an audience key in the messages table, oldest first."""
         answer = self.tables.Table(self.outputs.messages_table).query(
             KeyConditionExpression="audience = :audience",
             ExpressionAttributeValues={":audience": audience},
@@ -313,7 +313,7 @@ class Deployment:
         ]
 
     def _drained(self) -> set[str]:
-        """Take over what the queue holds and return the barriers that have come through it."""
+        """Read the queue empty, and return all barriers that have come through it."""
         url = self.outputs.offline_queue_url
         while received := self._sqs.receive_message(
             QueueUrl=url, MaxNumberOfMessages=10, WaitTimeSeconds=0

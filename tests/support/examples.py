@@ -3,7 +3,8 @@
 import shutil
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
+
 EXAMPLES = sorted(path.parent.name for path in ROOT.glob("terraform/examples/*/main.tf"))
 
 

@@ -1,4 +1,4 @@
-"""A `deliver` whose connections behave as their ids say, for `Variants.function` to pack.
+"""A `deliver` whose connections fail as their ids say. `Variants.function` packs it.
 
     crash-...        the invocation raises
     crash-once-...   the first invocation raises
@@ -42,7 +42,7 @@ class Connections(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Keep the Lambda's log as it is."""
+        """Write nothing into the Lambda's log."""
 
 
 @cache
@@ -53,7 +53,7 @@ def _serve() -> None:
 
 
 def _is_first(connection_id: str) -> bool:
-    """Tell whether this is asked for the first time, in any process: the emulator ends those that raise."""
+    """Return whether this is the first call for the id in any process: the emulator ends those that raise."""
     try:
         Path(tempfile.gettempdir(), connection_id).touch(exist_ok=False)
     except FileExistsError:
@@ -62,17 +62,17 @@ def _is_first(connection_id: str) -> bool:
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Do what the ids say, and the rest as deployed."""
+    """Fail as the ids say; otherwise do what the deployed function does."""
     for connection in event["connections"]:
         fault = connection["connectionId"].rpartition("-")[0]
         if fault == "crash" or (fault == "crash-once" and _is_first(connection["connectionId"])):
-            raise RuntimeError("told to crash")
+            raise RuntimeError("crash requested by the connection id")
         if fault == "hang":
             time.sleep(60)
     _serve()
     from functions import deliver  # noqa: PLC0415 - in Lambda it reads its environment when it is imported
 
-    # A test that times out shortens the timeout: half of it is for posting all the same.
+    # A test of a timeout uses a short one; half of it still is for posting.
     deliver.REPORT_MILLISECONDS = min(
         deliver.REPORT_MILLISECONDS, context.get_remaining_time_in_millis() // 2
     )

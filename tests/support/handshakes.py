@@ -1,4 +1,4 @@
-"""Handshakes without a WebSocket: `connect` invoked with the event that API Gateway sends."""
+"""Handshakes without a WebSocket: invokes `connect` with the event that API Gateway sends."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""A proxy between Deliver and `@connections` that fails by script and by seed, and remembers what it did.
+"""A proxy between Deliver and `@connections` that fails by script and by seed, and records every post.
 
-Without an upstream it plays `@connections` itself: a post that it takes is delivered. With one, such as the
-emulator's, it passes on what it takes, and its own answer is the upstream's.
+Without an upstream it simulates `@connections`: a post that it accepts is delivered. With one, such as the
+emulator, it forwards what it accepts, and answers what the upstream answers.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Act:
-    """What becomes of one post."""
+    """What the proxy does with one post."""
 
     status: int | None = 200
-    """What is answered; None: nothing is."""
+    """The status of the answer; None sends no answer."""
     takes: bool = False
-    """Whether the recipient gets the message although the answer does not say so."""
+    """Whether the recipient gets the message although the answer is not 200."""
     after: float = 0.0
     """Seconds before the answer."""
     ending: str = ""
-    """How the answer ends, if not well: "reset"; "cut", after half of it; or "garbage" in its place."""
+    """How the answer fails: "reset", "cut" after half of it, or "garbage" instead of it."""
 
     @property
     def taken(self) -> bool:
@@ -71,7 +71,7 @@ FAULTS = {
 
 
 def late(seconds: float) -> Act:
-    """The post is taken, and answered after so many seconds."""
+    """The post is delivered, and answered after this many seconds."""
     return Act(200, after=seconds)
 
 
@@ -92,13 +92,13 @@ class Post:
 
 @dataclass
 class Script:
-    """What to do with which post. The first of these that has something to say decides.
+    """What to do with each post. The first of these fields that matches decides.
 
     `connections` gives, per connection id, what to do with its first post, its second, ... and, with the last
     act, all that follow. `numbers` does the same for the posts of all connections by their number. `decide`
-    is asked about the rest. Of what is left, a part of `chance` meets one of `faults`, the same for the same
-    `seed`, connection and attempt; all others are answered `otherwise`. Without `passes_on`, the proxy plays
-    `@connections` though it has an upstream.
+    may decide about the rest. Each remaining post fails with probability `chance`, by one of `faults`; the
+    choice depends only on `seed`, connection and attempt. All others get `otherwise`. Without `passes_on`,
+    the proxy simulates `@connections` even if it has an upstream.
     """
 
     connections: Mapping[str, Sequence[Act]] = field(default_factory=dict)
@@ -120,10 +120,10 @@ class Script:
 
 
 class FaultProxy:
-    """A running proxy, as a context manager. Its server has a thread and an event loop of its own."""
+    """A running proxy, as a context manager. Its server has its own thread and event loop."""
 
     def __init__(self, upstream: str | None = None, tls: ssl.SSLContext | None = None) -> None:
-        """`upstream` is a connections endpoint over plain HTTP; `tls` has the proxy speak TLS."""
+        """`upstream` is a connections endpoint over plain HTTP; with `tls`, the proxy serves TLS."""
         self.script = Script()
         self.posts: list[Post] = []
         """Every post, by its number."""
@@ -158,12 +158,12 @@ class FaultProxy:
         self._loop.close()
 
     def reset(self, script: Script | None = None) -> None:
-        """Forget what happened, and follow another script."""
+        """Clear the record, and follow another script."""
         self.script = script or Script()
         self.posts, self.taken, self._attempts = [], Counter(), Counter()
 
     def close_idle(self) -> int:
-        """Close every HTTP connection that carries no request, and return how many there were."""
+        """Close all idle HTTP connections, and return their number."""
 
         async def close() -> int:
             closed = list(self._idle)
@@ -183,7 +183,7 @@ class FaultProxy:
     async def _serve(self) -> None:
         self._server = await asyncio.start_server(self._converse, "127.0.0.1", 0, ssl=self._tls, backlog=1024)
         self.port = self._server.sockets[0].getsockname()[1]
-        # A handshake that the client breaks off is the client's business.
+        # Clients may abort a TLS handshake.
         self._loop.set_exception_handler(lambda loop, context: None)
 
     async def _stop(self) -> None:
@@ -194,13 +194,13 @@ class FaultProxy:
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
-        await asyncio.sleep(0.02)  # what is closed is only let go by later turns of the loop
+        await asyncio.sleep(0.02)  # the loop releases closed connections in later iterations
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.opened += 1
         self._open.add(writer)
         try:
-            # A client that is done with a connection closes it, or resets it.
+            # Clients close or reset connections when they no longer need them.
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 while True:
                     self._idle.add(writer)
@@ -247,7 +247,7 @@ class FaultProxy:
         if act.ending:
             writer.write(b"What?\r\n\r\n" if act.ending == "garbage" else answer[: len(answer) // 2])
             raise ConnectionAbortedError
-        # Noted first: the client may have the answer, and the test may look, before this thread goes on.
+        # Record it first: the test may read it as soon as the client has the answer.
         self.posts[post.number] = replace(post, answered=time.monotonic())
         writer.write(answer)
         await writer.drain()

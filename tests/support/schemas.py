@@ -2,13 +2,14 @@
 
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
-SCHEMAS = Path(__file__).parents[2] / "schemas"
+from tests.support import ROOT
+
+SCHEMAS = ROOT / "schemas"
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""Raw WebSockets, as any client library would open them."""
+"""Plain WebSockets, without Muster's client."""
 
 import json
 from typing import Any
@@ -17,7 +17,7 @@ SECONDS = 15
 
 
 class Socket:
-    """One user's WebSocket. It tells replies from broadcast messages, and holds each to its schema."""
+    """One user's WebSocket. It separates replies from broadcasts, and validates each by its schema."""
 
     def __init__(
         self, user: User, connection: ClientConnection, connection_id: str, handshake_seconds: float = 0
@@ -33,7 +33,7 @@ class Socket:
         self.connection.close()
 
     def ask(self, message: Json | str) -> Json:
-        """Send a message and return the server's reply to it; broadcast messages are kept for `heard`.
+        """Send a message and return the server's reply. Broadcasts that come first are kept for `heard`.
 
         A JSON message gets an id, unless it has one, and the reply is the one that carries it.
         """

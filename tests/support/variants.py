@@ -1,4 +1,4 @@
-"""Copies of what is deployed, changed in one respect: a test can break a part without breaking the stack."""
+"""Changed copies of deployed functions and machines: a test breaks a copy, and the stack keeps working."""
 
 import io
 import json
@@ -26,7 +26,7 @@ def grants(policy: Policy) -> list[Grant]:
 
 
 class Variants:
-    """Makes functions and state machines beside the deployed ones, and removes them again."""
+    """Creates functions and state machines beside the deployed ones, and deletes them."""
 
     def __init__(self, deployment: Deployment, functions_zip: Path) -> None:
         """`functions_zip` is the code that is deployed."""
@@ -47,8 +47,8 @@ class Variants:
     ) -> str:
         """Copy a deployed function and return the copy's ARN.
 
-        `environment` replaces variables, None removes one; `module` is a file beside this one whose `handler`
-        is invoked instead of the deployed one, which it can import. `without` takes a permission away.
+        `environment` replaces variables, and None removes one. The `handler` of the file `module` is invoked
+        instead of the deployed one, which it can import. `without` removes a permission.
         """
         lambda_ = self._deployment.functions
         name = self._deployment.outputs.function_names[original]

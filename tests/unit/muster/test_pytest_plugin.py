@@ -7,6 +7,7 @@ import pytest
 from tests.support.fake_terraform import FakeTerraform
 
 pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.slow  # each runs pytest in a process of its own
 
 # Every process of a session appends to one file. `up` takes as long as another worker needs to ask as well.
 RECORDING_STACK = """
@@ -50,7 +51,7 @@ def test_stack(muster_stack, number):
 
 
 @pytest.fixture
-def session(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+def session(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, measured: None) -> pytest.Pytester:
     """A project whose tests use a recording stack; warnings are errors."""
     monkeypatch.setenv("MUSTER_STATE_DIR", str(pytester.path / "kept"))
     monkeypatch.setenv("TMPDIR", str(pytester.path))
@@ -145,7 +146,9 @@ def test_missing_terraform_is_one_sentence_with_a_fix(
 def test_missing_emulator_is_one_sentence_with_a_fix(
     session: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session.makeconftest("import muster.local.emulator\nmuster.local.emulator.find_spec = lambda name: None\n")
+    session.makeconftest(
+        "import muster.local.emulator\nmuster.local.emulator.find_spec = lambda name: None\n"
+    )
     monkeypatch.setenv("PATH", FakeTerraform(session.path / "bin").path())
     done = session.runpytest_subprocess()
     done.assert_outcomes(errors=4)

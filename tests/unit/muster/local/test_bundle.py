@@ -323,6 +323,7 @@ for module in list(sys.modules.values()):
 """
 
 
+@pytest.mark.slow  # pip installs the whole layer
 def test_functions_import_every_package_of_the_layer_and_run_on_it(tmp_path: Path) -> None:
     """With this repository's requirements: what nothing imports has no place in the layer."""
     built = bundle.build_local(tmp_path / "out")

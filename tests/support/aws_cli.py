@@ -13,7 +13,7 @@ from botocore import xform_name
 
 SERVICES = {"s3api": "s3"}
 RENAMED = {("sns", "notification-endpoint"): "endpoint"}
-"""What the CLI calls otherwise than the API does."""
+"""Parameters that the CLI renames."""
 
 
 def main(service: str, operation: str, *rest: str) -> None:
