@@ -15,7 +15,7 @@ from muster.cli.console import echo_json, progress, stderr, stdout
 from muster.cli.options import JsonOption, StateDirOption, url
 from muster.local import bundle
 from muster.local.stack import DEFAULT_PORT, Stack
-from muster.local.terraform import become
+from muster.local.terraform import for_command_line
 from muster.local.watch import watch
 from muster.outputs import Outputs
 
@@ -145,8 +145,10 @@ def build(
     options_metavar="ARGS...",
 )
 def terraform(context: typer.Context) -> NoReturn:
-    """Run Terraform in terraform/, or where -chdir=DIR says.
+    """Run Terraform in terraform/, or in the folder that -chdir=DIR names.
 
-    The AWS provider comes from the registry or from a mirror on this disk.
+    The AWS provider comes from the registry, or from a mirror on this disk.
     """
-    become(context.args)
+    with progress() as shown:
+        program, arguments = for_command_line(context.args, shown)
+    program.become(arguments)

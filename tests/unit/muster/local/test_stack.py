@@ -95,7 +95,7 @@ def fake(
     program.says("apply", creates=state_dir / "terraform.tfstate")
     program.says("output", lines=[json.dumps(NESTED)])
     monkeypatch.setenv("PATH", program.path())
-    monkeypatch.setattr(terraform, "provider_environment", lambda platform, environment, cache: {})
+    monkeypatch.setattr(terraform, "provider_environment", lambda *_arguments: {})
     monkeypatch.setattr(bundle, "build_local", lambda out: None)
     monkeypatch.setattr(stack, "seed", lambda outputs: None)
     return program
