@@ -16,17 +16,17 @@ from itertools import chain, cycle, islice, product, zip_longest
 from typing import Any, Literal
 
 from muster.broadcaster import Broadcaster, Execution, MessageType
-from muster.local.seed import SHELTERS, USERS, User
-from muster.outputs import Outputs
-from muster.progress import Progress, Silent
-from muster.seats import (
+from muster.listeners import (
     ARRIVAL_SECONDS,
     HANDSHAKE_LIMIT_MS,
-    Seats,
+    Listeners,
     Timing,
     broadcast_limit_ms,
     wait_for_receipt,
 )
+from muster.local.seed import SHELTERS, USERS, User
+from muster.outputs import Outputs
+from muster.progress import Progress, Silent
 from muster.tokens import TokenIssuer
 
 FEWEST_CLIENTS = 6
@@ -165,10 +165,10 @@ async def run(outputs: Outputs, clients: int, progress: Progress | None = None) 
     shown = progress or Silent()
     users = cast(clients)
     await asyncio.to_thread(_write_users, outputs, users)
-    seats = Seats(outputs.websocket_url, TokenIssuer.from_outputs(outputs).issue, users, shown)
-    room = _Room(outputs, seats)
-    async with seats:
-        handshake = Timing.of(seat.handshake_seconds for seat in seats.all)
+    listeners = Listeners(outputs.websocket_url, TokenIssuer.from_outputs(outputs).issue, users, shown)
+    room = _Room(outputs, listeners)
+    async with listeners:
+        handshake = Timing.of(listener.handshake_seconds for listener in listeners.all)
         deliveries = []
         for step in script(users):
             shown.step(f"Broadcasting {step.type} to {step.scope} by {step.via}")
@@ -178,7 +178,7 @@ async def run(outputs: Outputs, clients: int, progress: Progress | None = None) 
         shown.step("Closing a client and sending to its user")
         missed = await room.miss_and_resume()
         shown.step("Checking that nobody got anything else")
-        await seats.settle()
+        await listeners.settle()
     slowest = max((delivery.timing.max_ms for delivery in deliveries[1:] if delivery.timing), default=0.0)
     limits = (
         Limit("handshake", handshake.max_ms, HANDSHAKE_LIMIT_MS),
@@ -198,7 +198,7 @@ async def run(outputs: Outputs, clients: int, progress: Progress | None = None) 
         missed=missed,
         table_operations=tables,
         limits=limits,
-        problems=[*room.problems, *seats.differences(), *too_slow],
+        problems=[*room.problems, *listeners.differences(), *too_slow],
     )
 
 
@@ -232,15 +232,15 @@ def time_table_operations(outputs: Outputs, rounds: int = 5) -> dict[str, Timing
 class _Room:
     """What the demo does with its clients; `problems` names what a receipt or the queue got wrong."""
 
-    def __init__(self, outputs: Outputs, seats: Seats) -> None:
+    def __init__(self, outputs: Outputs, listeners: Listeners) -> None:
         self._outputs = outputs
-        self._seats = seats
+        self._seats = listeners
         self._broadcaster = Broadcaster.from_outputs(outputs)
         self.problems: list[str] = []
 
     async def perform(self, step: Step) -> Delivery:
         """Send a broadcast and wait for its receipt and for its arrival at every client it is meant for."""
-        addressed = [seat for seat in self._seats.all if is_addressed(seat.user, step.target)]
+        addressed = [listener for listener in self._seats.all if is_addressed(listener.user, step.target)]
         payload = {"text": f"{step.type} to {step.scope}"}
         started = time.perf_counter()
         if step.sender is None:
@@ -259,7 +259,11 @@ class _Room:
                 f"{name}: the receipt counts {receipt.to_dict()}, not {len(addressed)} delivered"
             )
         await self._seats.arrivals(receipt.id, addressed)
-        latencies = [seat.received[receipt.id] - started for seat in addressed if receipt.id in seat.received]
+        latencies = [
+            listener.received[receipt.id] - started
+            for listener in addressed
+            if receipt.id in listener.received
+        ]
         return Delivery(
             via=step.via,
             type=step.type,
@@ -272,14 +276,14 @@ class _Room:
 
     async def miss_and_resume(self) -> Missed:
         """Close a client, send to its user, look for the message in the queue, and reconnect to resume."""
-        seat = self._seats.all[-1]
-        user_id = seat.user.user_id
-        await seat.close()
+        listener = self._seats.all[-1]
+        user_id = listener.user.user_id
+        await listener.close()
         await self._forgotten(user_id)
         name = "alert to a user who is offline"
         execution = await self._start("alert", {"users": [user_id]}, {"text": name}, None)
         receipt = await wait_for_receipt(self._broadcaster, execution)
-        self._seats.expect(receipt.id, name, [seat])
+        self._seats.expect(receipt.id, name, [listener])
         if (receipt.delivered, receipt.offline) != (0, 1):
             self.problems.append(
                 f"{name}: the receipt counts {receipt.to_dict()}, not one user handed to SNS"
@@ -288,13 +292,13 @@ class _Room:
         if notification is None:
             self.problems.append(f"{name}: no SNS message about it reached the queue")
         started = time.perf_counter()
-        await self._seats.open(seat)
-        await self._seats.arrivals(receipt.id, [seat])
+        await self._seats.open(listener)
+        await self._seats.arrivals(receipt.id, [listener])
         return Missed(
             user_id=user_id,
             message_id=receipt.id,
             notification=notification,
-            resumed=receipt.id in seat.received,
+            resumed=receipt.id in listener.received,
             resumed_after_ms=round(1000 * (time.perf_counter() - started), 1),
         )
 

@@ -12,8 +12,11 @@ from botocore.exceptions import ClientError
 
 from muster.errors import MusterError
 from muster.outputs import Outputs
-from muster.verify.probe import Probe, finished
-from muster.verify.rows import DENIED, Broken, CannotTell, Check
+from muster.verify.aws import finished
+from muster.verify.check import DENIED, Check
+from muster.verify.probe import Probe
+from muster.verify.rows import Broken, CannotTell
+from muster.verify.sources import OPERATIONS
 
 PAGING_ALARMS = (
     "broadcasts-failed",
@@ -263,7 +266,7 @@ async def alarms(probe: Probe) -> str:
 async def traces(probe: Probe) -> str:
     """Look for the trace of a broadcast, and whether its fan-out joins it."""
     _aws_only(probe, "X-Ray")
-    execution = await probe.start({"users": [probe.cast.absent.user_id]}, {"text": "Trace of a test."})
+    execution = await probe.start({"users": [probe.users.absent.user_id]}, {"text": "Trace of a test."})
     await probe.receipt(execution)
     described = await probe.call("stepfunctions", "describe_execution", executionArn=execution.arn)
     root = re.search(r"Root=([^;]+)", described.get("traceHeader") or "")
@@ -287,8 +290,6 @@ async def traces(probe: Probe) -> str:
     joins = "joins it" if fanout in names else "has a trace of its own"
     return f"The broadcast is traced, and its fan-out {joins}."
 
-
-OPERATIONS = "Muster: docs/operations.md"
 
 CHECKS = (
     Check("post-rate", "Broadcasts stay under the account's quota.", OPERATIONS, request_quota),

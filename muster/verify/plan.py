@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from muster.outputs import Outputs
-from muster.verify import traffic
-from muster.verify.probe import LEDGER, PREFIX, Consent
-from muster.verify.rows import Check
+from muster.verify.check import Check
+from muster.verify.durations import LONG_CONNECTIONS
+from muster.verify.ledger import LEDGER
+from muster.verify.targets import PREFIX, Consent
 
 
 def steps(outputs: Outputs, clients: int, consent: Consent, checks: Iterable[Check]) -> list[str]:
@@ -28,7 +29,7 @@ def steps(outputs: Outputs, clients: int, consent: Consent, checks: Iterable[Che
         f"Write a row ({LEDGER}, the run's id) to {outputs.messages_table}: the names of what is made.",
         f"Make {clients + 6} users called {PREFIX}-... in {outputs.users_table}. "
         "Their role is the one with the fewest permissions.",
-        f"Open {clients} clients and up to {traffic.LONG_CONNECTIONS} more connections at a time.",
+        f"Open {clients} clients and up to {LONG_CONNECTIONS} more connections at a time.",
         f"Broadcast a test to {reach}. Every broadcast but one says offline: never.",
         f"Notify {subscribers}.",
         f"Make a queue, its subscription and a state machine, each called {PREFIX}-....",

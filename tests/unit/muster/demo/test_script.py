@@ -23,9 +23,9 @@ from muster.demo.script import (
     script,
 )
 from muster.errors import MusterError, StackError
+from muster.listeners import Timing, broadcast_limit_ms, compare
 from muster.local.seed import USERS, User
 from muster.local.stack import Status
-from muster.seats import Timing, broadcast_limit_ms, compare
 
 TIMING = Timing(1.0, 2.0, 3.0)
 

@@ -10,7 +10,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from muster.verify import CHECKS, account
-from muster.verify.rows import Row, carry_out
+from muster.verify.check import carry_out
+from muster.verify.rows import Row
 from tests.support.fake_world import World
 
 BROADCAST = {

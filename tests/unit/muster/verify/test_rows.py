@@ -12,9 +12,9 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from muster.errors import MusterError
 from muster.verify import CHECKS, Broken, CannotTell, Check, Consent, Probe, Report, Row, UnsafeTarget, chosen
+from muster.verify.check import carry_out
 from muster.verify.filters import may_match
-from muster.verify.probe import _notifications
-from muster.verify.rows import carry_out
+from muster.verify.offline_topic import notifications
 from muster.verify.tokens import CommandTokens, SecretTokens
 from tests.support.fake_world import ISSUER, SECRET, World
 
@@ -119,12 +119,12 @@ def test_a_target_beyond_the_run_is_refused(target: dict[str, Any]) -> None:
 def test_more_users_than_a_target_may_name_are_refused_before_an_execution_fails() -> None:
     world = World()
     with pytest.raises(UnsafeTarget):
-        world.check_target({"users": [world.cast.seats[0].user_id] * 101})
+        world.check_target({"users": [world.users.listeners[0].user_id] * 101})
 
 
 def test_a_target_of_the_run_is_accepted_and_does_not_excuse_another() -> None:
     world = World()
-    own = {"users": [user.user_id for user in world.cast.seats], "shelters": [world.shelter]}
+    own = {"users": [user.user_id for user in world.users.listeners], "shelters": [world.shelter]}
     world.check_target(own)
     with pytest.raises(UnsafeTarget):
         world.check_target(own | {"roles": ["resident"]})
@@ -190,11 +190,11 @@ def test_a_filter_of_the_body_matches_where_its_property_is_not_known(policy: st
 
 
 def test_a_notification_that_names_no_user_is_reckoned_with() -> None:
-    user = World().cast.hard
-    reasons = [note["attributes"]["reason"] for note in _notifications(user, "resident")]
+    user = World().users.hard
+    reasons = [note["attributes"]["reason"] for note in notifications(user, "resident")]
     assert reasons == ["gone", "failed", "absent", "unreached"]
     unreached = {"FilterPolicy": '{"reason": ["unreached"]}'}
-    assert any(may_match(unreached, note) for note in _notifications(user, "resident"))
+    assert any(may_match(unreached, note) for note in notifications(user, "resident"))
 
 
 def test_refused_tokens_are_refused_and_the_good_one_is_not() -> None:

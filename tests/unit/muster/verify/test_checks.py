@@ -1,14 +1,14 @@
-"""Each check of `muster verify` that connects or broadcasts: a deployment broken in its way fails it."""
+"""Each check of `muster verify` that connects or broadcasts fails on a deployment that breaks its promise."""
 
 import asyncio
 
 import pytest
 
-from muster import seats
+from muster import listeners
 from muster.client import HandshakeRefused
-from muster.verify import CHECKS, Consent, Row, traffic
-from muster.verify.rows import carry_out
-from tests.support.fake_world import FakeSeats, World
+from muster.verify import CHECKS, Consent, Row, account, limits
+from muster.verify.check import carry_out
+from tests.support.fake_world import FakeListeners, World
 
 ROLES = {"Environment": {"Variables": {"ROLES": '{"admin": {"actions": ["alert"]}}'}}, "Timeout": 30}
 
@@ -58,9 +58,9 @@ BROKEN = [
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seats, "ARRIVAL_SECONDS", 0.05)
-    monkeypatch.setattr(traffic, "CLOSE_SECONDS", 0.05)
-    monkeypatch.setattr(traffic, "IDLE_SECONDS", 0)
+    monkeypatch.setattr(listeners, "ARRIVAL_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "IDLE_SECONDS", 0)
 
 
 def try_out(world: World, *names: str) -> list[Row]:
@@ -77,7 +77,7 @@ def try_out(world: World, *names: str) -> list[Row]:
     return rows
 
 
-ALL = [check.name for check in traffic.CHECKS]
+ALL = [check.name for check in CHECKS[len(account.CHECKS) :]]
 
 
 def test_a_deployment_that_does_everything_holds_every_row() -> None:
@@ -88,7 +88,7 @@ def test_a_deployment_that_does_everything_holds_every_row() -> None:
 
 
 def test_replies_with_every_field_hold_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traffic, "IDLE_SECONDS", 600)
+    monkeypatch.setattr(limits, "IDLE_SECONDS", 600)
     (row,) = try_out(World(), "replies")
     assert row.result == "held"
 
@@ -98,7 +98,7 @@ def test_a_deployment_that_is_broken_in_this_way_fails_the_row(
     monkeypatch: pytest.MonkeyPatch, name: str, fault: str
 ) -> None:
     if name == "replies":
-        monkeypatch.setattr(traffic, "IDLE_SECONDS", 600)
+        monkeypatch.setattr(limits, "IDLE_SECONDS", 600)
     world = World(fault, consent=EVERYTHING)
     first = [] if fault == "no header" else ["header"]
     if name == "nobody-else":
@@ -115,16 +115,16 @@ def test_every_check_has_a_way_to_fail() -> None:
     assert set(ALL) - {name for name, _ in BROKEN} == {"clients"}
 
 
-class RefusedSeats(FakeSeats):
+class RefusedListeners(FakeListeners):
     """Clients whose handshakes are refused."""
 
-    async def __aenter__(self) -> "RefusedSeats":
+    async def __aenter__(self) -> "RefusedListeners":
         raise HandshakeRefused(401)
 
 
 def test_a_handshake_that_is_refused_fails_the_clients() -> None:
     world = World()
-    world.seats = RefusedSeats(world)
+    world.listeners = RefusedListeners(world)
     (row,) = try_out(world, "clients")
     assert row.result == "failed"
     assert "401" in row.detail
@@ -149,7 +149,7 @@ def test_the_fallback_is_not_checked_where_somebody_else_would_be_notified() -> 
     world = World("somebody listens")
     rows = try_out(world, "header", "fallback")
     assert rows[-1].result == "unknown"
-    assert rows[-1].detail == "Not checked: the notifications would also go to sqs town-offline."
+    assert rows[-1].detail == "Not checked: the notifications would also reach sqs town-offline."
     assert world.receipts == {}
 
 
@@ -165,7 +165,7 @@ def test_a_check_whose_needs_did_not_hold_is_not_carried_out() -> None:
 
 
 def test_an_idle_connection_that_is_closed_too_early_fails_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traffic, "IDLE_SECONDS", 600)
+    monkeypatch.setattr(limits, "IDLE_SECONDS", 600)
     assert try_out(World(consent=EVERYTHING), "header", "idle")[-1].result == "failed"
 
 

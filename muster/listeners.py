@@ -91,10 +91,10 @@ async def wait_for_receipt(broadcaster: Broadcaster, execution: Execution) -> Re
 
 
 @dataclass
-class Seat:
+class Listener:
     """One client and what it received: message ids with the time of arrival.
 
-    `position` is where the next client of the same seat goes on.
+    `position` is where the next client of the same listener goes on.
     """
 
     name: str
@@ -134,7 +134,7 @@ class Seat:
             arrival.set()
 
 
-class Seats:
+class Listeners:
     """A client for each of `users`, open inside `async with`. A user may have several."""
 
     def __init__(
@@ -147,22 +147,22 @@ class Seats:
         self._arrival = asyncio.Event()
         self._expected: dict[str, set[str]] = {}
         self._names: dict[str, str] = {}
-        self.all: list[Seat] = []
+        self.all: list[Listener] = []
         taken: set[str] = set()
         for user in users:
             again = " (2)" if user.user_id in taken else ""
             taken.add(user.user_id)
-            self.all.append(Seat(user.user_id + again, user))
+            self.all.append(Listener(user.user_id + again, user))
 
     async def __aenter__(self) -> Self:
         self._progress.step(f"Connecting {len(self.all)} clients")
         limit = asyncio.Semaphore(AT_ONCE)
         connected = 0
 
-        async def connect(seat: Seat) -> None:
+        async def connect(listener: Listener) -> None:
             nonlocal connected
             async with limit:
-                await self.open(seat)
+                await self.open(listener)
             connected += 1
             self._progress.detail(f"{connected}/{len(self.all)}")
 
@@ -170,8 +170,8 @@ class Seats:
             # The first waits for a Lambda to start, and nobody else behind it.
             await connect(self.all[0])
             async with asyncio.TaskGroup() as group:
-                for seat in self.all[1:]:
-                    group.create_task(connect(seat))
+                for listener in self.all[1:]:
+                    group.create_task(connect(listener))
         except BaseException as error:
             await self._close()
             raise error.exceptions[0] if isinstance(error, ExceptionGroup) else error from None
@@ -182,26 +182,26 @@ class Seats:
     ) -> None:
         await self._close()
 
-    async def open(self, seat: Seat) -> None:
-        """Connect a seat, from its position on."""
-        user_id = seat.user.user_id
-        client = Client(self._url, lambda: self._token(user_id), position=seat.position)
-        await seat.open(client, self._arrival)
+    async def open(self, listener: Listener) -> None:
+        """Connect a listener, from its position on."""
+        user_id = listener.user.user_id
+        client = Client(self._url, lambda: self._token(user_id), position=listener.position)
+        await listener.open(client, self._arrival)
 
-    def of(self, user_id: str) -> Seat:
-        """Return the first seat of a user."""
-        return next(seat for seat in self.all if seat.user.user_id == user_id)
+    def of(self, user_id: str) -> Listener:
+        """Return the first listener of a user."""
+        return next(listener for listener in self.all if listener.user.user_id == user_id)
 
-    def expect(self, identifier: str, name: str, seats: Iterable[Seat]) -> None:
+    def expect(self, identifier: str, name: str, listeners: Iterable[Listener]) -> None:
         """Note that a message was sent, and to whom; `differences` compares with it."""
         self._names[identifier] = name
-        self._expected[identifier] = {seat.name for seat in seats}
+        self._expected[identifier] = {listener.name for listener in listeners}
 
-    async def arrivals(self, identifier: str, seats: Sequence[Seat]) -> None:
-        """Wait until a message is at every seat, or long enough to be sure that it will not come."""
+    async def arrivals(self, identifier: str, listeners: Sequence[Listener]) -> None:
+        """Wait until a message is at every listener, or long enough to be sure that it will not come."""
         try:
             async with asyncio.timeout(ARRIVAL_SECONDS):
-                while any(identifier not in seat.received for seat in seats):
+                while any(identifier not in listener.received for listener in listeners):
                     self._arrival.clear()
                     await self._arrival.wait()
         except TimeoutError:
@@ -211,11 +211,11 @@ class Seats:
         """Return when everything that was posted to any open client has arrived."""
         limit = asyncio.Semaphore(AT_ONCE)
 
-        async def ping(seat: Seat) -> None:
+        async def ping(listener: Listener) -> None:
             async with limit:
-                await seat.send({"action": "ping"})
+                await listener.send({"action": "ping"})
 
-        await asyncio.gather(*(ping(seat) for seat in self.all if seat.client))
+        await asyncio.gather(*(ping(listener) for listener in self.all if listener.client))
 
     def differences(self, *, others: bool = False) -> list[str]:
         """Return a sentence for each message that is missing, astray or doubled.
@@ -224,15 +224,19 @@ class Seats:
         came twice, because delivery is at least once.
         """
         received: dict[str, set[str]] = {}
-        for seat in self.all:
-            for identifier in seat.received:
+        for listener in self.all:
+            for identifier in listener.received:
                 if identifier in self._expected or not others:
-                    received.setdefault(identifier, set()).add(seat.name)
+                    received.setdefault(identifier, set()).add(listener.name)
         problems = compare(self._expected, received, self._names)
         if others:
             return problems
-        twice = [f"{seat.name} got {seat.duplicates} messages twice" for seat in self.all if seat.duplicates]
+        twice = [
+            f"{listener.name} got {listener.duplicates} messages twice"
+            for listener in self.all
+            if listener.duplicates
+        ]
         return problems + twice
 
     async def _close(self) -> None:
-        await asyncio.gather(*(seat.close() for seat in self.all))
+        await asyncio.gather(*(listener.close() for listener in self.all))
