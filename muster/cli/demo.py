@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 from muster.cli.console import echo_json, progress, stderr, stdout
 from muster.cli.interrupts import Interrupts
+from muster.cli.options import Command
 from muster.demo import run
 from muster.demo.report import rendered
 from muster.demo.script import FEWEST_CLIENTS
@@ -20,13 +22,14 @@ from muster.outputs import Outputs
 from muster.progress import Progress
 
 app = typer.Typer()
+command = partial(app.command, cls=Command, rich_help_panel="Demo")
 
 
 class DemoFailed(MusterError):
     """A message was missing, went to the wrong client, or took too long. The error lists every problem."""
 
 
-@app.command()
+@command()
 def demo(
     clients: Annotated[
         int, typer.Option(min=FEWEST_CLIENTS, help="How many WebSocket clients connect.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+from functools import partial
 from itertools import islice
 from typing import Annotated
 
@@ -9,13 +10,14 @@ import typer
 from rich.table import Table
 
 from muster.cli.console import echo_json, stderr, stdout
-from muster.cli.options import JsonOption, OutputsOption, StateDirOption, resolve_outputs
+from muster.cli.options import Command, JsonOption, OutputsOption, StateDirOption, resolve_outputs
 from muster.people import people
 
 app = typer.Typer()
+command = partial(app.command, cls=Command, rich_help_panel="Deployment")
 
 
-@app.command()
+@command()
 def outputs(
     outputs: OutputsOption = None, state_dir: StateDirOption = None, as_json: JsonOption = False
 ) -> None:
@@ -32,7 +34,7 @@ def outputs(
             typer.echo(f"{name} = {value}")
 
 
-@app.command()
+@command()
 def env(outputs: OutputsOption = None, state_dir: StateDirOption = None, as_json: JsonOption = False) -> None:
     """Print shell commands that point any AWS SDK to a deployment: eval "$(muster env)".
 
@@ -47,7 +49,7 @@ def env(outputs: OutputsOption = None, state_dir: StateDirOption = None, as_json
         typer.echo(f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}")
 
 
-@app.command()
+@command()
 def users(
     limit: Annotated[int, typer.Option(min=1, help="Show at most this many.")] = 100,
     outputs: OutputsOption = None,

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -12,11 +13,12 @@ from botocore.exceptions import ClientError
 from rich.text import Text
 
 from muster.cli.console import echo_json, stdout
-from muster.cli.options import OutputsOption, StateDirOption, resolve_outputs
+from muster.cli.options import Command, OutputsOption, StateDirOption, resolve_outputs
 from muster.errors import MusterError
 from muster.outputs import Outputs
 
 app = typer.Typer()
+command = partial(app.command, cls=Command, rich_help_panel="Deployment")
 
 POLL_SECONDS = 2.0
 """Eight groups are four requests a second; FilterLogEvents takes five or more [CloudWatch Logs quotas]."""
@@ -52,7 +54,7 @@ def age(text: str) -> timedelta:
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
-@app.command()
+@command()
 def logs(
     names: Annotated[
         list[str] | None,

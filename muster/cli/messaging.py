@@ -18,7 +18,15 @@ from rich.text import Text
 
 from muster.broadcaster import Broadcaster, Execution, MessageType, Offline, Receipt
 from muster.cli.console import echo_json, stderr, stdout
-from muster.cli.options import JsonOption, OutputsOption, StateDirOption, resolve_outputs, seconds, url
+from muster.cli.options import (
+    Command,
+    JsonOption,
+    OutputsOption,
+    StateDirOption,
+    resolve_outputs,
+    seconds,
+    url,
+)
 from muster.client import Client, Refused
 from muster.errors import MusterError
 from muster.faults import unserialisable
@@ -27,6 +35,7 @@ from muster.people import unknown_in
 from muster.tokens import DEFAULT_LIFETIME, TokenIssuer, issue_token
 
 app = typer.Typer()
+command = partial(app.command, cls=Command, rich_help_panel="Messages")
 
 SENDER = {"service": "muster-cli"}
 
@@ -122,7 +131,7 @@ PayloadOption = Annotated[
 ]
 
 
-@app.command()
+@command()
 def token(
     user_id: Annotated[str, typer.Argument(metavar="USER_ID", help="The user, such as admin-ada.")],
     ttl: Annotated[
@@ -138,7 +147,7 @@ def token(
     typer.echo(issue_token(resolve_outputs(outputs, state_dir), user_id, timedelta(seconds=ttl)))
 
 
-@app.command()
+@command()
 def listen(
     user: UserOption = None,
     token: TokenOption = None,
@@ -186,7 +195,7 @@ def listen(
         raise MusterError(f"{printed} of {count} messages arrived within {timeout:g} s.")
 
 
-@app.command()
+@command()
 def send(
     message: Annotated[
         JsonObject,
@@ -217,7 +226,7 @@ def send(
     raise typer.Exit(code)
 
 
-@app.command()
+@command()
 def broadcast(
     to: TargetOption,
     text: Annotated[

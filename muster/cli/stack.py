@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -12,7 +13,7 @@ import typer
 from rich.table import Column, Table
 
 from muster.cli.console import echo_json, progress, stderr, stdout
-from muster.cli.options import JsonOption, StateDirOption, url
+from muster.cli.options import Command, JsonOption, StateDirOption, url
 from muster.local import bundle
 from muster.local.stack import DEFAULT_PORT, Stack
 from muster.local.terraform import for_command_line
@@ -20,9 +21,10 @@ from muster.local.watch import watch
 from muster.outputs import Outputs
 
 app = typer.Typer()
+command = partial(app.command, cls=Command, rich_help_panel="Stack")
 
 
-@app.command()
+@command()
 def up(
     port: Annotated[
         int | None,
@@ -79,7 +81,7 @@ def _tell(text: str, fix: str | None) -> None:
     stderr.print("Fix:", fix)
 
 
-@app.command()
+@command()
 def down(state_dir: StateDirOption = None) -> None:
     """Destroy what Terraform made, stop the local stack and remove its state."""
     with progress() as shown:
@@ -87,7 +89,7 @@ def down(state_dir: StateDirOption = None) -> None:
     stdout.print("The local stack is down." if was_up else "The local stack was not up.")
 
 
-@app.command()
+@command()
 def status(state_dir: StateDirOption = None, as_json: JsonOption = False) -> None:
     """Say what runs. Exits with 1 when the local stack is not up."""
     stack = Stack(state_dir)
@@ -109,7 +111,7 @@ def status(state_dir: StateDirOption = None, as_json: JsonOption = False) -> Non
     raise typer.Exit(0 if now.phase == "ready" else 1)
 
 
-@app.command()
+@command()
 def build(
     runtime: Annotated[str, typer.Option(help="Lambda runtime the layer is for.")] = bundle.RUNTIME,
     arch: Annotated[
@@ -140,7 +142,7 @@ def build(
     stdout.print(note)
 
 
-@app.command(
+@command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     options_metavar="ARGS...",
 )

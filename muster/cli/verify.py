@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from muster.cli.console import echo_json, progress, stderr, stdout
 from muster.cli.interrupts import Interrupts
-from muster.cli.options import OutputsOption, StateDirOption, resolve_outputs
+from muster.cli.options import Command, OutputsOption, StateDirOption, resolve_outputs
 from muster.errors import MusterError
 from muster.outputs import Outputs
 from muster.verify import FEWEST_CLIENTS, Consent, Report, Row, chosen, live_connections, tokens_for
@@ -20,6 +21,7 @@ from muster.verify.account import role_to_test
 from muster.verify.plan import policy, steps
 
 app = typer.Typer()
+command = partial(app.command, cls=Command, rich_help_panel="Demo")
 
 EXIT_CODES = {"held": 0, "failed": 1, "unknown": 3}
 
@@ -34,7 +36,7 @@ def parse_scopes(text: str) -> frozenset[str]:
     return scopes
 
 
-@app.command()
+@command()
 def verify(
     clients: Annotated[
         int, typer.Option(min=FEWEST_CLIENTS, max=500, help="How many WebSocket clients connect.")
