@@ -1,4 +1,4 @@
-"""`muster outputs`, `env` and `users`: what a deployment offers, and to whom."""
+"""`muster outputs`, `env` and `users`: the outputs and the users of a deployment."""
 
 import dataclasses
 import shlex
@@ -23,7 +23,7 @@ def outputs(
 ) -> None:
     """Print the outputs of a deployment.
 
-    Every --outputs takes what --json prints.
+    The option --outputs of every command accepts what --json prints.
     """
     values = resolve_outputs(outputs, state_dir).to_dict()
     if as_json:
@@ -39,7 +39,7 @@ def env(outputs: OutputsOption = None, state_dir: StateDirOption = None, as_json
     """Print shell commands that point any AWS SDK to a deployment: eval "$(muster env)".
 
     Each output becomes a variable, such as MUSTER_WEBSOCKET_URL. The local stack adds its endpoint and test
-    keys; AWS adds its region, and your own credentials apply. In --json, null is a variable to unset.
+    keys. A deployment on AWS adds its region, and your own credentials apply. In --json, null means unset.
     """
     variables = resolve_outputs(outputs, state_dir).environment()
     if as_json:
@@ -56,7 +56,7 @@ def users(
     state_dir: StateDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the users of a deployment: who may connect, and who is connected."""
+    """List the users of a deployment, and whether they are active and connected."""
     found = list(islice(people(resolve_outputs(outputs, state_dir)), limit + 1))
     shown = sorted(found[:limit], key=lambda person: person.id)
     if as_json:
@@ -64,8 +64,9 @@ def users(
     else:
         table = Table("id", "role", "shelter", "active", "connected", box=None, pad_edge=False)
         for person in shown:
-            flags = ("yes" if flag else "no" for flag in (person.active, person.connected))
-            table.add_row(person.id, person.role or "-", person.shelter or "-", *flags)
+            active = "yes" if person.active else "no"
+            connected = "yes" if person.connected else "no"
+            table.add_row(person.id, person.role or "-", person.shelter or "-", active, connected)
         stdout.print(table)
     if len(found) > limit:
         stderr.print(f"There are more than {limit} users: see --limit.")

@@ -1,4 +1,4 @@
-"""A deployment in memory that a probe talks to, whole or broken in one way."""
+"""A deployment in memory for the checks of `muster verify`, which may be broken in one way."""
 
 import contextlib
 import json
@@ -48,7 +48,7 @@ OUTPUTS = Outputs(
 
 
 class World(Probe):
-    """Answers what checks ask without a network. `faults` says what is broken."""
+    """A probe that answers checks without a network. `faults` names what is broken."""
 
     def __init__(self, *faults: str, consent: Consent | None = None) -> None:
         super().__init__(OUTPUTS, SecretTokens(ISSUER), 4, Silent(), consent or Consent())
@@ -111,7 +111,7 @@ class World(Probe):
                 self.sockets.remove(socket)
 
     def _admission(self, token: str | None) -> int:
-        """What $connect answers."""
+        """Return the status of the handshake."""
         try:
             claims = jwt.decode(
                 token or "",
@@ -182,7 +182,7 @@ class World(Probe):
     def deliver(
         self, arn: str, target: Mapping[str, Any], payload: Mapping[str, Any], offline: str = "never"
     ) -> str:
-        """Put a message to everybody who is connected; note the receipt."""
+        """Deliver a message to the connected listeners and sockets, and store its receipt."""
         identifier = str(uuid4())
         message = {"type": "broadcast", "id": identifier, "sentAt": "t" * 24, "payload": payload}
         users = set(target.get("users", ()))
@@ -263,7 +263,7 @@ class World(Probe):
 
 
 class FakeListeners(Listeners):
-    """Listeners that are taken without a handshake."""
+    """Listeners that connect without a handshake."""
 
     def __init__(self, world: World) -> None:
         super().__init__(OUTPUTS.websocket_url, world.tokens.issue, world.users.listeners, Silent())
@@ -275,7 +275,7 @@ class FakeListeners(Listeners):
 
 
 class FakeSocket:
-    """A socket whose server is the world."""
+    """A socket whose server is the fake deployment."""
 
     def __init__(self, world: World, user_id: str, subprotocol: str | None) -> None:
         self.world = world

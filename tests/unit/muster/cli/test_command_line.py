@@ -271,7 +271,7 @@ class TestUsage:
             (["nothing"], "nothing"),
             (["broadcast"], "--to"),
             (["broadcast", "--to"], "--to"),
-            (["broadcast", "--to", "all"], "say what to send: either --text, or --payload."),
+            (["broadcast", "--to", "all"], "say what to send: use either --text or --payload."),
             (["token"], "USER_ID"),
             (["status", "more"], "more"),
             (["status", "--json=1"], "--json"),

@@ -246,7 +246,7 @@ class TestUp:
     ) -> None:
         (state_dir / "source").mkdir(parents=True)
         for call in (Stack(state_dir).up, Stack(state_dir).down):
-            with pytest.raises(StackError, match="holds something else"):
+            with pytest.raises(StackError, match="is not empty"):
                 call()
         assert (state_dir / "source").exists()
 
