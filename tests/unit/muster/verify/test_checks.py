@@ -80,23 +80,21 @@ def try_out(world: World, *names: str) -> list[Row]:
 ALL = [check.name for check in CHECKS[len(account.CHECKS) :]]
 
 
-def test_a_deployment_that_does_everything_holds_every_row() -> None:
+def test_a_deployment_that_keeps_every_promise_gets_no_failed_row() -> None:
     # The pongs tell of the real idle time, which no test waits for.
     rows = try_out(World(consent=EVERYTHING), *(name for name in ALL if name not in ("idle", "replies")))
     assert [row for row in rows if row.result != "held"] == []
     assert len(rows) == len(ALL) - 2
 
 
-def test_replies_with_every_field_hold_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replies_with_every_field_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "IDLE_SECONDS", 600)
     (row,) = try_out(World(), "replies")
     assert row.result == "held"
 
 
 @pytest.mark.parametrize(("name", "fault"), BROKEN, ids=[f"{name}: {fault}" for name, fault in BROKEN])
-def test_a_deployment_that_is_broken_in_this_way_fails_the_row(
-    monkeypatch: pytest.MonkeyPatch, name: str, fault: str
-) -> None:
+def test_a_broken_promise_fails_its_row(monkeypatch: pytest.MonkeyPatch, name: str, fault: str) -> None:
     if name == "replies":
         monkeypatch.setattr(limits, "IDLE_SECONDS", 600)
     world = World(fault, consent=EVERYTHING)
@@ -122,7 +120,7 @@ class RefusedListeners(FakeListeners):
         raise HandshakeRefused(401)
 
 
-def test_a_handshake_that_is_refused_fails_the_clients() -> None:
+def test_a_refused_handshake_fails_the_check_clients() -> None:
     world = World()
     world.listeners = RefusedListeners(world)
     (row,) = try_out(world, "clients")
@@ -135,17 +133,17 @@ def test_a_resume_in_another_order_fails_the_row() -> None:
     assert rows[-1].result == "failed"
 
 
-def test_nothing_is_told_about_ids_without_an_equals_sign() -> None:
+def test_ids_without_an_equals_sign_are_unknown() -> None:
     rows = try_out(World("plain ids"), "clients", "connection-ids")
     assert rows[-1].result == "unknown"
 
 
-def test_a_nested_run_that_ends_soon_tells_nothing() -> None:
+def test_a_nested_run_that_is_too_short_is_unknown() -> None:
     rows = try_out(World("nested runs are short"), "header", "long-run")
     assert rows[-1].result == "unknown"
 
 
-def test_the_fallback_is_not_checked_where_somebody_else_would_be_notified() -> None:
+def test_the_fallback_is_not_checked_when_others_would_be_notified() -> None:
     world = World("somebody listens")
     rows = try_out(world, "header", "fallback")
     assert rows[-1].result == "unknown"
@@ -153,12 +151,12 @@ def test_the_fallback_is_not_checked_where_somebody_else_would_be_notified() -> 
     assert world.receipts == {}
 
 
-def test_the_fallback_is_checked_where_they_agreed() -> None:
+def test_the_fallback_is_checked_with_consent() -> None:
     world = World("somebody listens", consent=Consent(subscribers=True))
     assert try_out(world, "header", "fallback")[-1].result == "held"
 
 
-def test_a_check_whose_needs_did_not_hold_is_not_carried_out() -> None:
+def test_a_check_is_skipped_when_one_that_it_needs_fails() -> None:
     rows = try_out(World("no header"), "header", "resume")
     assert [row.result for row in rows] == ["failed", "unknown"]
     assert "header" in rows[1].detail
@@ -169,5 +167,5 @@ def test_an_idle_connection_that_is_closed_too_early_fails_the_row(monkeypatch: 
     assert try_out(World(consent=EVERYTHING), "header", "idle")[-1].result == "failed"
 
 
-def test_an_idle_connection_that_is_closed_in_time_holds_the_row() -> None:
+def test_an_idle_connection_that_is_closed_in_time_passes() -> None:
     assert try_out(World(consent=EVERYTHING), "header", "idle")[-1].result == "held"
