@@ -1,4 +1,4 @@
-"""The Lambda bundle: what is in it, the same bytes every time, and no pip run that is not needed."""
+"""The Lambda bundle: its contents, its reproducible bytes, and its cache."""
 
 import hashlib
 import importlib.util
@@ -19,7 +19,7 @@ OWN_RUNTIME = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def make_wheel(folder: Path, tag: str, marker: str, version: str = "1.0") -> None:
-    """Write a minimal wheel of the package `demo`, with the files that a layer must not hold."""
+    """Write a minimal wheel of the package `demo`, with the files that a layer must not contain."""
     info = f"demo-{version}.dist-info"
     files = {
         "demo/__init__.py": f"MARKER = {marker!r}\n",
@@ -41,7 +41,7 @@ def make_wheel(folder: Path, tag: str, marker: str, version: str = "1.0") -> Non
 
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only place pip may take packages from, so that no test reaches for the network."""
+    """The only source of packages for pip, so that no test uses the network."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     for name in [name for name in os.environ if name.startswith("PIP_")]:
@@ -198,7 +198,7 @@ def test_code_objects_name_the_file_that_lambda_unpacks(checkout: Path, wheels: 
 def test_bytecode_comes_only_from_the_python_of_the_runtime(
     checkout: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another version under the right name, or a shim of pyenv that has nothing to start, is passed over."""
+    """Another version under the right name, and a shim of pyenv without an interpreter, are skipped."""
     make_wheel(wheels, "py3-none-any", "any")
     other = f"python3.{sys.version_info.minor + 1}"
     path, pyenv = tmp_path / "path", tmp_path / "pyenv"
@@ -324,7 +324,7 @@ for module in list(sys.modules.values()):
 
 
 def test_functions_import_every_package_of_the_layer_and_run_on_it(tmp_path: Path) -> None:
-    """With this repository's requirements: what nothing imports has no place in the layer."""
+    """With this repository's requirements: the layer contains only packages that are imported."""
     built = bundle.build_local(tmp_path / "out")
     for archive, folder in ((built.functions, "task"), (built.layer, "opt")):
         with zipfile.ZipFile(archive) as opened:

@@ -1,4 +1,4 @@
-"""The check of the emulator's version: what Muster replaces in it must be there, as it was."""
+"""The check of MiniStack's version: every function that Muster replaces must exist with its parameters."""
 
 import pytest
 from ministack.services import apigateway, lambda_svc

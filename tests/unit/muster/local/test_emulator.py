@@ -1,4 +1,4 @@
-"""The emulator's process: whom it may signal, what it inherits, and what is told when it does not start."""
+"""The emulator's process: which process gets signals, what it inherits, and the errors of its start."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 5) -> bool:
 
 
 def group(pgid: int) -> list[int]:
-    """The live processes of a process group."""
+    """Return the live processes of a process group."""
     listed = subprocess.run(
         ["ps", "-eo", "pid=,pgid=,stat="], capture_output=True, text=True, check=True
     ).stdout
@@ -140,7 +140,7 @@ class TestStart:
 
     @pytest.fixture
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """A folder with a module instead of the emulator: it writes down how it runs and ends with a word."""
+        """A folder with a module in place of the emulator. It records how it runs, prints a word and ends."""
         folder = tmp_path / "tmp"
         folder.mkdir()
         (folder / "stand_in.py").write_text(

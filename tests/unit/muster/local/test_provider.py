@@ -34,7 +34,7 @@ class Recorder:
 
 
 class TestSources:
-    """Each test adds a source that comes before those of the previous test."""
+    """The order of the sources, from the last to the first."""
 
     @pytest.fixture(autouse=True)
     def _machine(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

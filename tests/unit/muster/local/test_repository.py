@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[4]
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of an installed package, without sources so far; the working directory is another one."""
+    """The folder of an installed package that does not contain the sources yet."""
     package = tmp_path / "site-packages" / "muster"
     package.mkdir(parents=True)
     monkeypatch.setattr(repository, "_PACKAGE", package)

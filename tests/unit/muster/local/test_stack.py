@@ -1,4 +1,4 @@
-"""The local stack's life: up, up again, down, and everything that can get in between.
+"""The local stack: up, up again, down, and everything that can interrupt them.
 
 Terraform and the emulator's program are stand-ins here; the integration tests run the real ones.
 """
@@ -27,7 +27,7 @@ ENDPOINT = "http://127.0.0.1:4566"
 
 
 class Emulators:
-    """Stands in for the emulator: a process that only sleeps, and whatever health the test wants."""
+    """A fake emulator: a process that only sleeps, and the health that the test chooses."""
 
     def __init__(self) -> None:
         self.children: list[subprocess.Popen[bytes]] = []
@@ -250,7 +250,7 @@ class TestUp:
 
 
 class TestUpgrade:
-    """A stack that another version of Muster brought up, with other outputs and another record."""
+    """A stack that another version of Muster started, with other outputs and another record."""
 
     @pytest.fixture
     def older(self, fake: FakeTerraform, emulators: Emulators, state_dir: Path) -> None:
@@ -393,7 +393,7 @@ class TestDown:
 
 
 class TestAttached:
-    """On an emulator of somebody else's: it is never started, never stopped."""
+    """With an external emulator, which Muster neither starts nor stops."""
 
     def test_nothing_is_started_or_stopped(
         self, fake: FakeTerraform, emulators: Emulators, state_dir: Path

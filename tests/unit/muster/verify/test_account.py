@@ -1,4 +1,4 @@
-"""Each check of `muster verify` that reads what is deployed: a wrong setting fails it."""
+"""Each check of `muster verify` that reads settings fails on a wrong one."""
 
 import asyncio
 import json
@@ -153,7 +153,7 @@ def carry(
     changes: Mapping[str, Any] | None = None,
     http: str | None = "AccessDenied",
 ) -> Row:
-    """Carry out one check on a deployment that is right but for these answers."""
+    """Carry out one check on a deployment with the right settings, except for these answers."""
     world = World()
     world.answers |= GOOD | dict(changes or {})
     insecure = Insecure(http)

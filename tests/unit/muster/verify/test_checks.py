@@ -81,7 +81,7 @@ ALL = [check.name for check in CHECKS[len(account.CHECKS) :]]
 
 
 def test_a_deployment_that_keeps_every_promise_gets_no_failed_row() -> None:
-    # The pongs tell of the real idle time, which no test waits for.
+    # The pongs contain the real idle time, which no test waits for.
     rows = try_out(World(consent=EVERYTHING), *(name for name in ALL if name not in ("idle", "replies")))
     assert [row for row in rows if row.result != "held"] == []
     assert len(rows) == len(ALL) - 2

@@ -1,4 +1,4 @@
-"""How `muster verify` asks, prints and exits."""
+"""The command `muster verify`: its confirmation, its output and its exit codes."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def report(*results: Any, left: list[str] | None = None) -> Report:
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Replace the work; `report` is what it returns, and the rest what it was given."""
+    """Replace the run. `report` is its result; the other entries are the arguments that it got."""
     noted: dict[str, Any] = {"report": report("held"), "counts": {"all": 312, "admin": 7}}
 
     async def verify(outputs: Outputs, tokens: object, **options: Any) -> Report:

@@ -1,4 +1,4 @@
-"""What becomes of a check, whom a run may address, which filters match, and where tokens come from."""
+"""Rows, targets, filter policies and tokens of `muster verify`."""
 
 import asyncio
 import sys
