@@ -254,7 +254,9 @@ def _write_zip(path: Path, files: Mapping[str, Path], compiler: Compiler | None,
     `root` is where Lambda unpacks the archive. Tracebacks find source lines by the path in the bytecode.
     """
     with tempfile.TemporaryDirectory(prefix="muster-bytecode-") as folder:
-        contents = {**files, **(_compile(files, compiler, root, Path(folder)) if compiler else {})}
+        contents = dict(files)
+        if compiler:
+            contents |= _compile(files, compiler, root, Path(folder))
         partial = path.with_suffix(f".{os.getpid()}.partial")
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
             for name in sorted(contents):

@@ -27,7 +27,9 @@ class User:
             "role": self.role,
             "active": self.active,
         }
-        return item if self.shelter_id is None else {**item, "shelterId": self.shelter_id}
+        if self.shelter_id is not None:
+            item["shelterId"] = self.shelter_id
+        return item
 
 
 @dataclass(frozen=True)

@@ -73,13 +73,16 @@ async def request_quota(probe: Probe) -> str:
     """Compare the rate of posts with the requests per second that the account may make."""
     _aws_only(probe, "Service Quotas")
     machine = await definition(probe, probe.outputs.broadcast_state_machine_arn)
-    pace = re.search(r"\$burst := ([\d.e+]+) / \$lanes; \{'rate': ([\d.e+]+) / \$lanes", json.dumps(machine))
+    pace = re.search(
+        r"\$burst := (?P<burst>[\d.e+]+) / \$lanes; \{'rate': (?P<rate>[\d.e+]+) / \$lanes",
+        json.dumps(machine),
+    )
     if pace is None:
         raise CannotTell(
             "The definition of the broadcast machine has no known rate.",
             "Use the version of Muster that is deployed.",
         )
-    burst, rate = (float(number) for number in pace.groups())
+    burst, rate = float(pace["burst"]), float(pace["rate"])
     allowed_rate, allowed_burst = await _throttle(probe)
     figures = f"post_rate {rate:g} of {allowed_rate:g}/s, post_burst {burst:g} of {allowed_burst:g}"
     if rate > allowed_rate or burst > allowed_burst:
@@ -100,10 +103,10 @@ async def _throttle(probe: Probe) -> tuple[float, float]:
         if isinstance(error, ClientError) and error.response["Error"]["Code"] not in DENIED:
             raise
     quotas = await _quotas(probe, "apigateway")
-    rates = [quotas.get(name) for name in ("Throttle rate", "Throttle burst rate")]
-    if rates[0] is None or rates[1] is None:
+    rate, burst = quotas.get("Throttle rate"), quotas.get("Throttle burst rate")
+    if rate is None or burst is None:
         raise CannotTell("Service Quotas lists no throttle rate for API Gateway.")
-    return rates[0], rates[1]
+    return rate, burst
 
 
 async def _quotas(probe: Probe, service: str) -> dict[str, float]:

@@ -210,7 +210,7 @@ async def largest_message(probe: Probe) -> str:
     """
     receiver = probe.users.nested
     token = probe.tokens.issue(receiver.user_id)
-    async with probe.socket(token) as socket, _sender(probe) as (sender, _):
+    async with probe.socket(token) as socket, _sender(probe) as (sender, _role):
         await wait_until_indexed(probe, receiver, SETTLE_SECONDS)
 
         async def send(text: str) -> dict[str, Any]:

@@ -52,9 +52,9 @@ def policy(outputs: Outputs, consent: Consent) -> dict[str, Any]:
     def table(name: str) -> str:
         return arn("dynamodb", f"table/{name}")
 
-    connections, messages, users = (
-        table(name) for name in (outputs.connections_table, outputs.messages_table, outputs.users_table)
-    )
+    connections = table(outputs.connections_table)
+    messages = table(outputs.messages_table)
+    users = table(outputs.users_table)
     executions = broadcast.replace(":stateMachine:", ":execution:") + ":*"
     own_executions = arn("states", f"execution:{PREFIX}-*")
     functions = [arn("lambda", f"function:{name}") for name in sorted(outputs.function_names.values())]
