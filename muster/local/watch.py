@@ -117,15 +117,15 @@ def read_variables(template: Any, rendered: Any, found: dict[str, str]) -> None:
             found.update(zip(literals[1::2], match.groups(), strict=True))
 
 
-def watch(stack: Stack, tell: Callable[[str, str | None], None], stop: Event | None = None) -> None:
-    """Deploy saved files until `stop` is set. `tell` gets each result, and with an error its fix."""
+def watch(stack: Stack, report: Callable[[str, str | None], None], stop: Event | None = None) -> None:
+    """Deploy saved files until `stop` is set. `report` gets each result, and with an error its fix."""
     try:
         from watchfiles import watch as changes_in  # noqa: PLC0415 - only with the `local` extra
     except ImportError:
         raise StackError("--watch needs the package watchfiles.", fix="pip install 'muster[local]'") from None
     live = Live(stack)
     folders = [repository.root() / name for name in FOLDERS]
-    tell(
+    report(
         "Watching functions, schemas, statemachines and terraform. Ctrl-C stops it; the stack stays up.",
         None,
     )
@@ -134,11 +134,11 @@ def watch(stack: Stack, tell: Callable[[str, str | None], None], stop: Event | N
         try:
             done = live.take({Path(path) for _, path in changes})
         except MusterError as error:
-            tell(error.message, error.fix or _KEPT)
+            report(error.message, error.fix or _KEPT)
         except (BotoCoreError, ClientError) as error:
-            tell(f"The emulator refused the change: {error}", _KEPT)
+            report(f"The emulator refused the change: {error}", _KEPT)
         else:
-            tell(f"{done} ({time.monotonic() - began:.1f} s)", None)
+            report(f"{done} ({time.monotonic() - began:.1f} s)", None)
 
 
 def _is_source(_change: object, path: str) -> bool:
