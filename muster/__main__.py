@@ -2,15 +2,18 @@
 
 import sys
 
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended: 128 and the number of SIGINT."""
+
 
 def main() -> None:
-    """Run the command line. Ctrl-C while its modules are still being imported ends without a trace too."""
+    """Run the command line. An interrupt exits with 130 and without a trace, also during the imports."""
     try:
-        from muster.cli import main as run  # noqa: PLC0415 - inside the block on purpose
+        from muster.cli import main as run  # noqa: PLC0415 - the imports take long enough to be interrupted
 
         run()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The people of a deployment, read from its tables: who they are, and what a target names that is unknown."""
+"""Reads the people of a deployment from its tables, and finds unknown names in a target."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from muster.outputs import Outputs
 
 SCANNED_PAGES = 10
-"""Pages of the users table, 1 MB each, that are read to find members of a role or a shelter."""
+"""How many pages of the users table, of 1 MB each, are read to find the members of a role or a shelter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
-    """A row of the users table, and whether a connection of theirs is open."""
+    """A row of the users table, and whether the user has an open connection."""
 
     id: str
     role: str | None
@@ -26,7 +26,7 @@ class Person:
 
 
 def people(outputs: Outputs) -> Iterator[Person]:
-    """Read the users table, in DynamoDB's order, as far as the caller iterates. One query a person."""
+    """Read the users table lazily, in DynamoDB's order, with one query of the connections for each person."""
     dynamodb = outputs.resource("dynamodb")
     connections = dynamodb.Table(outputs.connections_table)
     for page in _pages(dynamodb.Table(outputs.users_table).scan):
@@ -41,13 +41,15 @@ def people(outputs: Outputs) -> Iterator[Person]:
 
 
 def unknown_in(outputs: Outputs, target: Mapping[str, Any], shelter_id: str | None = None) -> list[str]:
-    """Return a sentence for each role without active users, and each unknown shelter and user, of a request.
+    """Return a sentence for each role without active users, each unknown shelter and each unknown user.
 
-    Roles and shelters are judged only if SCANNED_PAGES pages hold the whole users table. A role that the
-    deployment does not have needs no sentence: the broadcast is refused.
+    Roles and shelters are reported only if the users table fits SCANNED_PAGES pages. A role that the
+    deployment does not have is not reported: the broadcast itself is refused.
     """
     dynamodb = outputs.resource("dynamodb")
-    shelters = {*target.get("shelters", ()), *filter(None, [shelter_id])}
+    shelters = set(target.get("shelters", ()))
+    if shelter_id is not None:
+        shelters.add(shelter_id)
     users = _absent(dynamodb, outputs.users_table, "userId", set(target.get("users", ())))
     shelters = _absent(dynamodb, outputs.shelters_table, "shelterId", shelters)
     roles = set(target.get("roles", ()))
@@ -66,22 +68,22 @@ def unknown_in(outputs: Outputs, target: Mapping[str, Any], shelter_id: str | No
             shelters -= {row.get("shelterId") for row in members}
             if not roles and not shelters:
                 break
-    return [
-        *(f"The role {role!r} has no active user." for role in sorted(roles) if complete),
-        *(
+    sentences = []
+    if complete:
+        sentences += [f"The role {role!r} has no active user." for role in sorted(roles)]
+        sentences += [
             f"The shelter {shelter!r} is neither in the table {outputs.shelters_table} nor that of a user."
             for shelter in sorted(shelters)
-            if complete
-        ),
-        *(f"The user {user!r} is not in the table {outputs.users_table}." for user in sorted(users)),
-    ]
+        ]
+    sentences += [f"The user {user!r} is not in the table {outputs.users_table}." for user in sorted(users)]
+    return sentences
 
 
 def _absent(dynamodb: Any, table: str, key: str, wanted: Collection[str]) -> set[str]:
-    """Return the keys that a table does not have; those that DynamoDB did not read count as present."""
+    """Return the keys that a table does not have. Keys that DynamoDB left unprocessed count as present."""
     absent = set(wanted)
     names = sorted(wanted)
-    for start in range(0, len(names), 100):  # BatchGetItem takes no more [DynamoDB API reference]
+    for start in range(0, len(names), 100):  # the limit of BatchGetItem [DynamoDB API reference]
         request = {"Keys": [{key: name} for name in names[start : start + 100]], "ProjectionExpression": key}
         answer = dynamodb.batch_get_item(RequestItems={table: request})
         unread = answer.get("UnprocessedKeys", {}).get(table, {}).get("Keys", [])

@@ -1,20 +1,20 @@
-"""How long-running work tells its caller what it is doing."""
+"""How long-running work reports to its caller."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives what happens, as text for people. Implementations must not raise."""
+    """Receives progress as text for people. Implementations must not raise."""
 
     def step(self, text: str) -> None:
         """Begin a new stage: "Applying Terraform"."""
 
     def detail(self, text: str) -> None:
-        """Tell where the running stage is: "12/57 aws_sqs_queue.offline". Replaces the previous detail."""
+        """Replace the detail of the current stage: "12/57 aws_sqs_queue.offline"."""
 
 
 class Silent:
-    """A `Progress` that says nothing: the default of the library."""
+    """A `Progress` that prints nothing: the default of the library."""
 
     def step(self, text: str) -> None:
         """Ignore it."""

@@ -1,18 +1,18 @@
-"""A pytest plugin, which pytest loads by itself: the local stack as a fixture, and what tests need of it.
+"""A pytest plugin, which pytest loads automatically: fixtures for the local stack, users and clients.
 
     muster_stack        the local stack, started when the first test asks for it        (session)
-    muster_outputs      where it is: `Broadcaster.from_outputs(muster_outputs)`         (session)
+    muster_outputs      its outputs: `Broadcaster.from_outputs(muster_outputs)`         (session)
     muster_variables    Terraform variables of the stack; override it in conftest.py    (session)
     muster_environment  points the AWS SDKs of this process to the stack
     muster_user         muster_user("first_responder") is a new user, deleted after the test
     muster_token        muster_token(user) is a token, for your own client              (session)
     muster_client       muster_client(user) is a connected client, closed after the test
-    muster_offline      what is published to the offline topic while the test runs
+    muster_offline      receives what is published to the offline topic during the test
 
-All are for ordinary test functions; no asyncio plugin is needed. docs/testing.md has an example.
+All work in synchronous tests, without an asyncio plugin. docs/testing.md has an example.
 
-With pytest-xdist, all workers share one stack. Users, clients and `muster_offline` belong to one test each,
-but a message to a role or to all reaches the users of other tests too.
+With pytest-xdist, all workers share one stack. Users, clients and `muster_offline` belong to one test, but a
+message to a role or to all reaches the users of other tests too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from uuid import uuid4
 
 import pytest
 
-# What takes time is imported when a test first needs it: most sessions of most projects never do.
+# Slow imports wait until a test needs them, because pytest loads this plugin in every session.
 if TYPE_CHECKING:
     from datetime import timedelta
 
@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("muster").addoption(
         "--muster-keep",
         action="store_true",
-        help="Use the stack of `muster up`, start it when it is not up, and leave it running.",
+        help="Use the stack of `muster up`, start it if necessary, and keep it running.",
     )
 
 
@@ -56,13 +56,13 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say that a stack stays up, and how to stop it."""
+    """Print that a kept stack stays up, and how to stop it."""
     if _folder(config).exists() and (session := _session(config)).kept:
         terminalreporter.write_line(f"The local stack stays up: muster down --state-dir {session.state_dir}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stop the stack, if a test of any worker used one."""
+    """Stop the stack, if a test of any worker used it."""
     if hasattr(config, "workerinput") or not _folder(config).exists():
         return
     from muster.errors import MusterError  # noqa: PLC0415
@@ -82,7 +82,7 @@ def muster_variables() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def muster_stack(pytestconfig: pytest.Config, muster_variables: dict[str, Any]) -> Stack:
-    """The local stack, which takes about a minute to start. It stops at the end of the session."""
+    """The local stack. It takes about a minute to start, and stops at the end of the session."""
     from muster.errors import MusterError  # noqa: PLC0415
     from muster.testing import describe  # noqa: PLC0415
 
@@ -90,13 +90,13 @@ def muster_stack(pytestconfig: pytest.Config, muster_variables: dict[str, Any]) 
         return _session(pytestconfig).start(muster_variables)
     except (MusterError, OSError) as error:
         problem = describe(error)
-    # Outside of the block above: pytest would show the other error too.
+    # Outside of the `except` block, where pytest would print the original error too.
     pytest.fail(f"The local stack cannot start. {problem}", pytrace=False)
 
 
 @pytest.fixture(scope="session")
 def muster_outputs(muster_stack: Stack) -> Outputs:
-    """The stack's addresses, ARNs and names, and boto3 clients that reach it."""
+    """The stack's addresses, ARNs and table names, and its boto3 clients."""
     outputs = muster_stack.status().outputs
     if outputs is None:
         pytest.fail("The local stack has stopped. Fix: run the tests again.", pytrace=False)
@@ -105,7 +105,7 @@ def muster_outputs(muster_stack: Stack) -> Outputs:
 
 @pytest.fixture
 def muster_environment(muster_outputs: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Point the AWS SDKs of this process, and of those it starts, to the stack."""
+    """Point the AWS SDKs of this process and of its child processes to the stack."""
     for name, value in muster_outputs.environment().items():
         if value is None:
             monkeypatch.delenv(name, raising=False)
@@ -124,7 +124,7 @@ def muster_user(muster_outputs: Outputs) -> Iterator[Callable[..., User]]:
 
 @pytest.fixture(scope="session")
 def _muster_issuer(muster_outputs: Outputs) -> TokenIssuer:
-    """The deployment's secret, read once."""
+    """The issuer with the deployment's secret, which is read once."""
     from muster.tokens import TokenIssuer  # noqa: PLC0415
 
     return TokenIssuer.from_outputs(muster_outputs)
@@ -132,7 +132,7 @@ def _muster_issuer(muster_outputs: Outputs) -> TokenIssuer:
 
 @pytest.fixture(scope="session")
 def muster_token(_muster_issuer: TokenIssuer) -> Callable[..., str]:
-    """Make tokens, for your own client: `muster_token(user, ttl)`. Without `ttl` they last an hour."""
+    """Make tokens for your own client: `muster_token(user, ttl)`. By default they are valid for an hour."""
 
     def issue(user: User | str, *ttl: timedelta) -> str:
         return _muster_issuer.issue(_user_id(user), *ttl)
@@ -146,7 +146,7 @@ def muster_client(
     _muster_issuer: TokenIssuer,
     muster_user: object,  # so that clients are closed before their users are deleted
 ) -> Iterator[Callable[[User | str], UserClient]]:
-    """Connect clients: `muster_client(user)`, or `muster_client("responder-finn")` of the seeded users."""
+    """Connect clients: `muster_client(user)`, or a seeded user with `muster_client("responder-finn")`."""
     from muster.testing import UserClient  # noqa: PLC0415
 
     with ExitStack() as clients:
@@ -160,7 +160,7 @@ def muster_client(
 
 @pytest.fixture
 def muster_offline(muster_outputs: Outputs) -> Iterator[OfflineQueue]:
-    """What SNS delivers to SQS for users who are not reached, from the start of the test."""
+    """Receives what SNS publishes about users who are not reached, from the start of the test."""
     from muster.testing import OfflineQueue  # noqa: PLC0415
 
     with closing(OfflineQueue(muster_outputs)) as queue:
@@ -172,7 +172,7 @@ def _user_id(user: User | str) -> str:
 
 
 def _folder(config: pytest.Config) -> Path:
-    """Return the folder of the session, which the first test that needs the stack creates."""
+    """Return the folder of the session. The first test that needs the stack creates it."""
     if _FOLDER not in config.stash:
         worker: dict[str, str] = getattr(config, "workerinput", {})  # of pytest-xdist
         name = worker.get("muster_folder") or f"muster-pytest-{uuid4().hex}"

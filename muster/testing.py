@@ -1,9 +1,9 @@
-"""The local stack in tests: one per test session, clients without asyncio, and what SNS delivered to SQS.
+"""Test helpers: a local stack for each test session, clients without asyncio, and notifications from SQS.
 
-`muster.pytest_plugin` offers this as fixtures. Nothing here needs pytest.
+`muster.pytest_plugin` provides them as fixtures. Nothing here needs pytest.
 
     MusterError
-    └── NotReceived                 what a test waited for did not arrive in time; also an AssertionError
+    └── NotReceived                 the expected message did not arrive in time; also an AssertionError
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from muster.types import Envelope, OfflineNotification, ReceivedEnvelope
 T = TypeVar("T")
 
 RECEIVE_SECONDS = 10.0
-"""How long `receive` waits, unless it is given a time."""
+"""How long `receive` waits by default."""
 
 _POLL_SECONDS = 1
 
 
 class NotReceived(MusterError, AssertionError):
-    """Nothing that matches arrived in time."""
+    """No matching message arrived in time."""
 
 
 def describe(error: Exception) -> str:
-    """Return an error as one line: what is wrong, and what to do about it."""
+    """Return an error as one line: the problem, and the fix if there is one."""
     if not isinstance(error, MusterError):
         return str(error)
-    return " ".join(str(part) for part in (error.args[0], error.fix and f"Fix: {error.fix}") if part)
+    return f"{error.message} Fix: {error.fix}" if error.fix else error.message
 
 
 # ---- the stack of a test session
@@ -55,7 +55,7 @@ def describe(error: Exception) -> str:
 class SessionStack:
     """The stack that the processes of one test session share.
 
-    `folder` is the session's own and absent until `start` is called. A kept stack lies outside of it.
+    `folder` belongs to the session; `start` creates it. The state of a kept stack is outside of it.
     """
 
     folder: Path
@@ -67,14 +67,14 @@ class SessionStack:
         return not self.state_dir.is_relative_to(self.folder)
 
     def start(self, variables: Mapping[str, Any]) -> Stack:
-        """Return the stack, which is brought up unless it is up with these Terraform variables.
+        """Start the stack, unless it is up with these Terraform variables, and return it.
 
-        Of several processes one brings it up and the others wait; when it fails, it fails for all of them.
+        One process starts it while the others wait. When the start fails, it fails for all of them.
         """
         stack = Stack(self.state_dir, port=0, variables=variables)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            import fcntl  # noqa: PLC0415 - not on Windows, where `up` says what to do
+            import fcntl  # noqa: PLC0415 - missing on Windows, where `up` raises the error
         except ImportError:
             stack.up()
             return stack
@@ -100,20 +100,20 @@ class SessionStack:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-# ---- what arrives
+# ---- messages
 
 
 class _Mailbox(Generic[T]):
-    """What arrives at a place, and what of it nobody has asked for yet."""
+    """Messages that arrived at a place and were not returned yet."""
 
     def __init__(self, place: str) -> None:
         self._place = place
         self._waiting: list[T] = []
 
     def receive(self, match: Callable[[T], bool] | None = None, *, timeout: float = RECEIVE_SECONDS) -> T:
-        """Return the first that `match` accepts, or the first of all, within `timeout` seconds.
+        """Return the first message that `match` accepts, or the first message without `match`.
 
-        What does not match stays for later calls. Raises `NotReceived`.
+        Waits for at most `timeout` seconds, then raises `NotReceived`. Later calls return the other messages.
         """
         __tracebackhide__ = True
         deadline = time.monotonic() + timeout
@@ -128,21 +128,21 @@ class _Mailbox(Generic[T]):
             self._waiting += self._fetch(left)
 
     def _fetch(self, seconds: float) -> list[T]:
-        """Return what has arrived since; wait for it at most about `seconds`."""
+        """Return new messages. Wait for the first one for about `seconds` at most."""
         raise NotImplementedError
 
 
 class UserClient(_Mailbox[ReceivedEnvelope]):
-    """A connected client of one user: a `muster.Client` for tests that are not asynchronous.
+    """A connected client of one user: a `muster.Client` for synchronous tests.
 
-    `receive` returns messages as `schemas/envelope.schema.json` describes them. `call` calls any other method
-    of `Client`.
+    `receive` returns messages of the form of `schemas/envelope.schema.json`. `call` calls any other method of
+    `Client`.
     """
 
     def __init__(self, url: str, issuer: TokenIssuer, user_id: str) -> None:
-        """Connect, which raises what `Client.__aenter__` raises, `HandshakeRefused` for one.
+        """Connect. Raises the errors of `Client.__aenter__`, such as `HandshakeRefused`.
 
-        When it returns, the server knows the connection, and a broadcast from now on reaches it.
+        Every broadcast that starts after it returns reaches this client.
         """
         super().__init__(user_id)
         self.user_id = user_id
@@ -194,15 +194,15 @@ class UserClient(_Mailbox[ReceivedEnvelope]):
         try:
             return future.result()
         except BaseException:
-            future.cancel()  # after Ctrl-C it still runs
+            future.cancel()  # after Ctrl-C the coroutine is still running
             raise
 
 
 @dataclass(frozen=True)
 class Notification:
-    """A message of the offline topic as a subscriber gets it.
+    """A message of the offline topic, as a subscriber gets it.
 
-    `body` follows `schemas/offline-notification.schema.json`; `attributes` are those that filters read.
+    `body` has the form of `schemas/offline-notification.schema.json`. Filter policies read `attributes`.
     """
 
     body: OfflineNotification
@@ -210,23 +210,24 @@ class Notification:
 
     @property
     def message(self) -> Envelope:
-        """The message that was not delivered."""
+        """The message that the user has not received."""
         return self.body["message"]
 
 
 class OfflineQueue(_Mailbox[Notification]):
-    """What the offline topic publishes from now on, through an SQS queue and a subscription of its own.
+    """Receives what the offline topic publishes from now on, through its own SQS queue and subscription.
 
-    So tests take nothing from each other, nor from a service that reads the deployed queue.
+    So it takes no message from other tests, or from a service that reads the deployed SQS queue.
     """
 
     def __init__(self, outputs: Outputs) -> None:
-        """Make the queue and subscribe it to the topic."""
+        """Create the SQS queue and subscribe it to the topic."""
         super().__init__("the offline topic's subscriber")
         self._sqs, self._sns = outputs.client("sqs"), outputs.client("sns")
         topic = outputs.offline_topic_arn
         name = f"muster-test-{uuid4().hex}"
-        arn = ":".join(["arn", topic.split(":")[1], "sqs", *topic.split(":")[3:5], name])
+        _arn, partition, _service, region, account, _topic = topic.split(":")
+        arn = f"arn:{partition}:sqs:{region}:{account}:{name}"
         statement = {
             "Effect": "Allow",
             "Principal": {"Service": "sns.amazonaws.com"},
@@ -241,7 +242,7 @@ class OfflineQueue(_Mailbox[Notification]):
         )["SubscriptionArn"]
 
     def close(self) -> None:
-        """Remove the subscription and the queue."""
+        """Remove the subscription and the SQS queue."""
         self._sns.unsubscribe(SubscriptionArn=self._subscription)
         self._sqs.delete_queue(QueueUrl=self._url)
         self._sns.close()
@@ -263,14 +264,14 @@ def _notification(published: Mapping[str, Any]) -> Notification:
 
 
 class Users:
-    """Users that exist for as long as a test runs."""
+    """Users that exist during a test."""
 
     def __init__(self, outputs: Outputs) -> None:
         self._table = outputs.resource("dynamodb").Table(outputs.users_table)
         self._made: list[str] = []
 
     def add(self, role: str = "resident", shelter_id: str | None = None, *, active: bool = True) -> User:
-        """Write a user whom nobody else has to the users table."""
+        """Write a new user with a unique id to the users table."""
         user = User(f"user-{uuid4().hex[:12]}", role, shelter_id, active)
         self._table.put_item(Item=user.item())
         self._made.append(user.user_id)

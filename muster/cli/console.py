@@ -1,7 +1,7 @@
-"""How the commands print: results on stdout, everything about the work itself on stderr.
+"""How the commands print: results on stdout, progress and errors on stderr.
 
-Text is printed as it is: `[/x]`, `:secret:` and `[dev]` in a path, an ARN or an error of Terraform are not
-markup. Style comes from `style=` and from `rich.text.Text` only.
+Text is printed unchanged: `[/x]`, `:secret:` and `[dev]` in a path, an ARN or an error of Terraform are not
+markup. Style comes only from `style=` and from `rich.text.Text`.
 """
 
 import json
@@ -22,7 +22,7 @@ _QUIET_SECONDS = 15.0
 
 
 def echo_json(value: object, *, indent: int | None = None) -> None:
-    """Print JSON for programs, in the characters that stdout can take; the others are escaped."""
+    """Print JSON for programs. Characters that stdout cannot encode are escaped."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     try:
         text.encode(sys.stdout.encoding)
@@ -32,7 +32,7 @@ def echo_json(value: object, *, indent: int | None = None) -> None:
 
 
 class ConsoleProgress:
-    """A `Progress` on stderr: a spinner on a terminal; elsewhere a line a step and signs of life."""
+    """A `Progress` on stderr: a spinner on a terminal, and elsewhere a line for each step."""
 
     def __init__(self, status: Status) -> None:
         self._status = status
@@ -40,7 +40,7 @@ class ConsoleProgress:
         self._began = self._printed = time.monotonic()
 
     def step(self, text: str) -> None:
-        """Print how long the previous step took, and begin the next."""
+        """Finish the previous step, and begin the next."""
         self.finish()
         self._step, self._began = text, time.monotonic()
         self._status.update(Text(f"{text}..."))
@@ -48,13 +48,13 @@ class ConsoleProgress:
             self._print(f"{text}...")
 
     def detail(self, text: str) -> None:
-        """Show it beside the spinner, or once in a while as a line."""
+        """Show the detail beside the spinner, or as a line every 15 s."""
         self._status.update(Text.assemble(f"{self._step}... ", (text, "dim")))
         if not stderr.is_terminal and time.monotonic() - self._printed > _QUIET_SECONDS:
             self._print(f"  {text}")
 
     def finish(self) -> None:
-        """Leave the current step behind as a line with its duration."""
+        """Print the current step with its duration."""
         if self._step and stderr.is_terminal:
             seconds = f"{time.monotonic() - self._began:.1f} s"
             with suppress(OSError):
@@ -63,13 +63,13 @@ class ConsoleProgress:
 
     def _print(self, text: str) -> None:
         self._printed = time.monotonic()
-        with suppress(OSError):  # a terminal that has gone away must not stop a clean-up
+        with suppress(OSError):  # a closed terminal must not stop a clean-up
             stderr.print(text)
 
 
 @contextmanager
 def progress() -> Iterator[ConsoleProgress]:
-    """Show progress while the block runs; its last step counts as done unless the block raises."""
+    """Show progress while the block runs. The last step counts as finished unless the block raises."""
     with stderr.status(Text()) as status:
         shown = ConsoleProgress(status)
         yield shown

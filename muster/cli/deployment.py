@@ -1,7 +1,8 @@
-"""`muster outputs`, `env` and `users`: what a deployment offers, and to whom."""
+"""`muster outputs`, `env` and `users`: the outputs and the users of a deployment."""
 
 import dataclasses
 import shlex
+from functools import partial
 from itertools import islice
 from typing import Annotated
 
@@ -9,19 +10,20 @@ import typer
 from rich.table import Table
 
 from muster.cli.console import echo_json, stderr, stdout
-from muster.cli.options import JsonOption, OutputsOption, StateDirOption, resolve_outputs
+from muster.cli.options import Command, JsonOption, OutputsOption, StateDirOption, resolve_outputs
 from muster.people import people
 
 app = typer.Typer()
+command = partial(app.command, cls=Command, rich_help_panel="Deployment")
 
 
-@app.command()
+@command()
 def outputs(
     outputs: OutputsOption = None, state_dir: StateDirOption = None, as_json: JsonOption = False
 ) -> None:
     """Print the outputs of a deployment.
 
-    Every --outputs takes what --json prints.
+    The option --outputs of every command accepts what --json prints.
     """
     values = resolve_outputs(outputs, state_dir).to_dict()
     if as_json:
@@ -32,12 +34,12 @@ def outputs(
             typer.echo(f"{name} = {value}")
 
 
-@app.command()
+@command()
 def env(outputs: OutputsOption = None, state_dir: StateDirOption = None, as_json: JsonOption = False) -> None:
     """Print shell commands that point any AWS SDK to a deployment: eval "$(muster env)".
 
     Each output becomes a variable, such as MUSTER_WEBSOCKET_URL. The local stack adds its endpoint and test
-    keys; AWS adds its region, and your own credentials apply. In --json, null is a variable to unset.
+    keys. A deployment on AWS adds its region, and your own credentials apply. In --json, null means unset.
     """
     variables = resolve_outputs(outputs, state_dir).environment()
     if as_json:
@@ -47,14 +49,14 @@ def env(outputs: OutputsOption = None, state_dir: StateDirOption = None, as_json
         typer.echo(f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}")
 
 
-@app.command()
+@command()
 def users(
     limit: Annotated[int, typer.Option(min=1, help="Show at most this many.")] = 100,
     outputs: OutputsOption = None,
     state_dir: StateDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the users of a deployment: who may connect, and who is connected."""
+    """List the users of a deployment, and whether they are active and connected."""
     found = list(islice(people(resolve_outputs(outputs, state_dir)), limit + 1))
     shown = sorted(found[:limit], key=lambda person: person.id)
     if as_json:
@@ -62,8 +64,9 @@ def users(
     else:
         table = Table("id", "role", "shelter", "active", "connected", box=None, pad_edge=False)
         for person in shown:
-            flags = ("yes" if flag else "no" for flag in (person.active, person.connected))
-            table.add_row(person.id, person.role or "-", person.shelter or "-", *flags)
+            active = "yes" if person.active else "no"
+            connected = "yes" if person.connected else "no"
+            table.add_row(person.id, person.role or "-", person.shelter or "-", active, connected)
         stdout.print(table)
     if len(found) > limit:
         stderr.print(f"There are more than {limit} users: see --limit.")

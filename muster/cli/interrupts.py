@@ -1,45 +1,62 @@
-"""Ctrl-C during work that has to clean up after itself."""
+"""Ctrl-C, `kill` and a closed terminal. All three end a command as KeyboardInterrupt."""
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
 from types import FrameType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from muster.cli.console import stderr
 
 T = TypeVar("T")
 
+Handler = Callable[[int, FrameType | None], Any]
+
+
+def catch_signals(handler: Handler, names: Iterable[str]) -> dict[int, Any]:
+    """Install `handler` for signals that exist here; return the replaced handlers.
+
+    A signal that is ignored, as SIGHUP is under nohup, stays ignored. Windows has no SIGHUP.
+    """
+    replaced = {}
+    for name in names:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            replaced[number] = signal.signal(number, handler)
+    return replaced
+
+
+def raise_keyboard_interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """Handle a signal as Python handles Ctrl-C, so that commands clean up."""
+    raise KeyboardInterrupt
+
 
 class Interrupts:
-    """Lets the first Ctrl-C, `kill` or closed terminal end the work, and no later one its cleaning up."""
+    """Lets the first interrupt end the work, and ignores further ones while the command cleans up."""
 
     def __init__(self, cleaning: str) -> None:
-        """`cleaning` says what is done after the first: "the stack is being removed"."""
+        """`cleaning` describes the clean-up: "the stack is being removed"."""
         self._cleaning = cleaning
         self._ending = False
         self._cancel: Callable[[], object] | None = None
-        self._before: dict[int, Any] = {}
+        self._replaced: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-            number = getattr(signal, name, None)
-            if number and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                self._before[number] = signal.signal(number, self._interrupt)
+        self._replaced = catch_signals(self._interrupt, ("SIGINT", "SIGTERM", "SIGHUP"))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._replaced.items():
             signal.signal(number, handler)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run the work proper; an interrupt cancels it, so that it can close what it opened.
+        """Run the work. An interrupt cancels it, so that it can close what it opened.
 
-        After it only the cleaning up is left, so from then on interrupts are not heeded.
+        After the work only the clean-up is left, so interrupts are ignored from then on.
         """
 
         async def cancellable() -> T:
@@ -57,7 +74,7 @@ class Interrupts:
 
     def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
         if self._ending:
-            with suppress(OSError):  # the terminal may be what has gone
+            with suppress(OSError):  # the terminal may be closed
                 stderr.print(f"Stopping already: {self._cleaning}.")
             return
         self._ending = True

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -13,23 +14,24 @@ from rich.text import Text
 
 from muster.aws import error_code
 from muster.cli.console import echo_json, stdout
-from muster.cli.options import OutputsOption, StateDirOption, resolve_outputs
+from muster.cli.options import Command, OutputsOption, StateDirOption, resolve_outputs
 from muster.errors import MusterError
 from muster.outputs import Outputs
 
 app = typer.Typer()
+command = partial(app.command, cls=Command, rich_help_panel="Deployment")
 
 POLL_SECONDS = 2.0
-"""Eight groups are four requests a second; FilterLogEvents takes five or more [CloudWatch Logs quotas]."""
+"""Eight groups make four requests a second. FilterLogEvents allows at least five [CloudWatch Logs quotas]."""
 
 _LATE_MS = 30_000
-"""CloudWatch Logs may show an event some seconds after events that are younger."""
+"""CloudWatch Logs may return an event some seconds later than events that are newer."""
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _STYLES = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
-# What Lambda writes about each call. A REPORT with a status tells of a timeout or a crash.
+# What Lambda writes about each call. A REPORT with a status is about a timeout or a crash, and is shown.
 _ROUTINE = ("START RequestId:", "END RequestId:", "INIT_START ", "XRAY TraceId:")
-# The same in every line of one function.
+# Fields whose value is the same in every line of one function.
 _CONSTANT = {
     "cold_start",
     "function_arn",
@@ -46,14 +48,14 @@ Event = dict[str, Any]
 
 
 def age(text: str) -> timedelta:
-    """Take a time span: `90s`, `10m`, `2h` or `1d`."""
+    """Parse a time span: `90s`, `10m`, `2h` or `1d`."""
     match = re.fullmatch(r"(\d{1,6})([smhd])", text)
     if match is None:
         raise typer.BadParameter("write a number and a unit, such as 90s, 10m, 2h or 1d.")
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
-@app.command()
+@command()
 def logs(
     names: Annotated[
         list[str] | None,
@@ -62,7 +64,7 @@ def logs(
         ),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what is written, until Ctrl-C.")
+        bool, typer.Option("--follow", "-f", help="Keep printing new events until Ctrl-C.")
     ] = False,
     since: Annotated[
         timedelta, typer.Option(parser=age, metavar="AGE", help="How far to look back: 90s, 10m, 2h, 1d.")
@@ -88,7 +90,7 @@ def logs(
 
 
 def choose(groups: Mapping[str, str], names: list[str]) -> dict[str, str]:
-    """Return the named log groups, all of them without names."""
+    """Return the named log groups, or all of them when none is named."""
     if not groups:
         raise MusterError(
             "The outputs name no log groups.",
@@ -96,16 +98,16 @@ def choose(groups: Mapping[str, str], names: list[str]) -> dict[str, str]:
         )
     if unknown := [name for name in names if name not in groups]:
         raise MusterError(
-            f"There is no log of {', '.join(unknown)}.",
+            f"There is no log group of {', '.join(unknown)}.",
             fix=f"Name one of these: {', '.join(sorted(groups))}.",
         )
     return {name: groups[name] for name in names or groups}
 
 
 def read(outputs: Outputs, groups: Mapping[str, str], began: int, *, follow: bool) -> Iterator[Event]:
-    """Yield the events since `began`, in milliseconds, by time, each once; with `follow` it does not end.
+    """Yield the events since `began`, in milliseconds, each once and by time. With `follow` it does not end.
 
-    An event is what FilterLogEvents returns, and the `name` of its function or state machine.
+    An event is what FilterLogEvents returns, with the `name` of its function or state machine.
     """
     client = outputs.client("logs")
     seen: dict[tuple[str, str], int] = {}
@@ -113,7 +115,7 @@ def read(outputs: Outputs, groups: Mapping[str, str], began: int, *, follow: boo
         asked = int(time.time() * 1000)
         found = [event for name, group in groups.items() for event in _filter(client, name, group, began)]
         for event in sorted(found, key=lambda event: event["timestamp"]):
-            # The emulator gives no ids to what functions print.
+            # The emulator gives no ids to lines that functions print.
             key = event["logStreamName"], event.get("eventId") or f"{event['timestamp']} {event['message']}"
             if key not in seen:
                 seen[key] = event["timestamp"]
@@ -126,7 +128,7 @@ def read(outputs: Outputs, groups: Mapping[str, str], began: int, *, follow: boo
 
 
 def describe(event: Event) -> Text | None:
-    """Return an event as a line: time, name, level, message, fields. None for Lambda's own about calls."""
+    """Return an event as a line: time, name, level, message, fields. None for Lambda's routine lines."""
     text = event["message"].rstrip("\n")
     if text.startswith(_ROUTINE) or (text.startswith("REPORT RequestId:") and "Status:" not in text):
         return None
@@ -145,7 +147,7 @@ def describe(event: Event) -> Text | None:
 
 
 def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
-    """Return level, message and fields of a line of Powertools' Logger, of Step Functions, or of any text."""
+    """Return level, message and fields of a line: of Powertools' Logger, Step Functions, or plain text."""
     try:
         entry = json.loads(text)
     except ValueError:
@@ -153,18 +155,20 @@ def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
     if not isinstance(entry, dict):
         return "", text, {}
     if "message" not in entry and "type" in entry:  # an event of an execution
-        told = {name: entry[name] for name in ("details", "execution_arn") if name in entry}
+        fields = {name: entry[name] for name in ("details", "execution_arn") if name in entry}
         level = "ERROR" if str(entry["type"]).endswith(("Failed", "TimedOut", "Aborted")) else ""
-        return level, str(entry["type"]), told
+        return level, str(entry["type"]), fields
     message = entry.pop("message", "")
     level = str(entry.pop("level", ""))
-    traceback = {name: entry.pop(name) for name in ("exception",) if name in entry}
+    traceback = entry.pop("exception", None)
     fields = {name: value for name, value in entry.items() if name not in _CONSTANT and value is not None}
-    return level, message if isinstance(message, str) else json.dumps(message), fields | traceback
+    if traceback is not None:
+        fields["exception"] = traceback  # last, because it has several lines
+    return level, message if isinstance(message, str) else json.dumps(message), fields
 
 
 def _printable(text: str) -> str:
-    """Escape what would control the terminal: part of a log comes from clients."""
+    """Escape control characters, because parts of a log come from clients."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -177,7 +181,7 @@ def _filter(client: Any, name: str, group: str, began: int) -> Iterator[Event]:
             case "ResourceNotFoundException":
                 problem, fix = (
                     "does not exist",
-                    "Check that --outputs is of this deployment, and apply it again.",
+                    "Check that --outputs belongs to this deployment, and apply it again.",
                 )
             case "AccessDeniedException":
                 problem, fix = "may not be read", f"Allow logs:FilterLogEvents on {group}."

@@ -1,4 +1,4 @@
-"""`muster token`, `listen`, `send` and `broadcast`: talking to a deployment, local or on AWS."""
+"""`muster token`, `listen`, `send` and `broadcast`: messages to and from a deployment, local or on AWS."""
 
 import asyncio
 import json
@@ -18,7 +18,15 @@ from rich.text import Text
 
 from muster.broadcaster import Broadcaster, Execution, MessageType, Offline, Receipt
 from muster.cli.console import echo_json, stderr, stdout
-from muster.cli.options import JsonOption, OutputsOption, StateDirOption, resolve_outputs, seconds, url
+from muster.cli.options import (
+    Command,
+    JsonOption,
+    OutputsOption,
+    StateDirOption,
+    resolve_outputs,
+    seconds,
+    url,
+)
 from muster.client import Client, Refused
 from muster.errors import MusterError
 from muster.faults import unserialisable
@@ -27,11 +35,12 @@ from muster.people import unknown_in
 from muster.tokens import DEFAULT_LIFETIME, TokenIssuer, issue_token
 
 app = typer.Typer()
+command = partial(app.command, cls=Command, rich_help_panel="Messages")
 
 SENDER = {"service": "muster-cli"}
 
 LONGEST_TTL = 2**31 - 1
-"""68 years: the time of its end stays a date that every library can read."""
+"""68 years in seconds, so that the expiry is a date that every JWT library can read."""
 
 
 class JsonObject(dict[str, Any]):
@@ -39,20 +48,20 @@ class JsonObject(dict[str, Any]):
 
 
 def json_object(text: str) -> JsonObject:
-    """Take a JSON object as text, from a file (`@file`) or from standard input (`-`)."""
+    """Parse a JSON object: the text itself, a file (`@file`), or standard input (`-`)."""
     document: str | bytes = text
     try:
         if text == "-":
             document = sys.stdin.read()
         elif text.startswith("@"):
-            document = Path(text[1:]).read_bytes()  # JSON tells its encoding by its first bytes
+            document = Path(text[1:]).read_bytes()  # json detects the encoding by the first bytes
         value = json.loads(document)
     except OSError as error:
         raise typer.BadParameter(f"{text[1:]} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise typer.BadParameter(f"this is not JSON: {error}.") from error
     except RecursionError as error:
-        raise typer.BadParameter("this nests too deep: flatten it.") from error
+        raise typer.BadParameter("this JSON is nested too deeply: flatten it.") from error
     if not isinstance(value, dict):
         raise typer.BadParameter('this is JSON, but not an object: write {"name": value}.')
     if fault := unserialisable(value):
@@ -61,7 +70,7 @@ def json_object(text: str) -> JsonObject:
 
 
 def parse_target(values: Sequence[str]) -> dict[str, Any]:
-    """Turn `all`, `role:R`, `user:U` and `shelter:S` into a target; values of one kind add up."""
+    """Turn `all`, `role:R`, `user:U` and `shelter:S` into a target; values of one kind are combined."""
     target: dict[str, Any] = {}
     for value in values:
         scope, _, name = value.partition(":")
@@ -72,9 +81,9 @@ def parse_target(values: Sequence[str]) -> dict[str, Any]:
             if name not in names:
                 names.append(name)
         else:
-            raise typer.BadParameter(f"{value!r} is none of all, role:R, user:U and shelter:S.")
+            raise typer.BadParameter(f"{value!r} is not one of all, role:R, user:U and shelter:S.")
     if "all" in target and len(target) > 1:
-        raise typer.BadParameter("all already includes everybody else: name it alone.")
+        raise typer.BadParameter("all includes everybody: name it alone.")
     return target
 
 
@@ -84,7 +93,7 @@ UserOption = Annotated[
         "--user",
         "-u",
         metavar="USER_ID",
-        help="Connect as this user, with a token made for it.",
+        help="Connect as this user, with a token that is made for the user.",
         show_default=False,
     ),
 ]
@@ -122,7 +131,7 @@ PayloadOption = Annotated[
 ]
 
 
-@app.command()
+@command()
 def token(
     user_id: Annotated[str, typer.Argument(metavar="USER_ID", help="The user, such as admin-ada.")],
     ttl: Annotated[
@@ -133,12 +142,12 @@ def token(
 ) -> None:
     """Print a JWT for a user.
 
-    For deployments that verify tokens with a secret, as the local stack does.
+    Works for deployments that verify tokens with a secret, such as the local stack.
     """
     typer.echo(issue_token(resolve_outputs(outputs, state_dir), user_id, timedelta(seconds=ttl)))
 
 
-@app.command()
+@command()
 def listen(
     user: UserOption = None,
     token: TokenOption = None,
@@ -146,7 +155,7 @@ def listen(
         str | None,
         typer.Option(
             metavar="POSITION",
-            help="Go on where an earlier listen stopped: the position that it printed at its end.",
+            help="Continue where an earlier listen stopped: the position that it printed at its end.",
             show_default=False,
         ),
     ] = None,
@@ -163,9 +172,9 @@ def listen(
 ) -> None:
     """Print every message to a user as one line of JSON.
 
-    Stays connected until Ctrl-C, reconnects and resumes when the connection is lost, and tells so on stderr.
-    At its end it prints on stderr the position for --resume: the last id that a resume has brought, not the
-    last one printed. Exits with 1 when --timeout passes before --count messages have arrived.
+    Stays connected until Ctrl-C. When the connection is lost, it says so on stderr, reconnects and resumes.
+    At its end it prints the position for --resume on stderr: the last id that a resume returned, not the last
+    one printed. Exits with 1 when fewer than --count messages arrive within --timeout.
     """
     client = _client(user, token, url, outputs, state_dir, position=resume)
     narrator = logging.getLogger("muster.client")
@@ -176,17 +185,17 @@ def listen(
     except KeyboardInterrupt:
         raise typer.Exit(130 if count else 0) from None
     except BrokenPipeError:
-        # The reader of a pipe has gone (`| head -1`). Python would complain about stdout once more at exit.
+        # The reader of the pipe has ended (`| head -1`). Python would report it again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     finally:
         if client.position:
-            typer.echo(f"To go on from here: --resume {client.position}", err=True)
+            typer.echo(f"To continue from here: --resume {client.position}", err=True)
     if count and printed < count:
         raise MusterError(f"{printed} of {count} messages arrived within {timeout:g} s.")
 
 
-@app.command()
+@command()
 def send(
     message: Annotated[
         JsonObject,
@@ -210,14 +219,14 @@ def send(
             return await client.send(message)
 
     try:
-        reply, code = asyncio.run(exchange(_client(user, token, url, outputs, state_dir))), 0
+        reply = asyncio.run(exchange(_client(user, token, url, outputs, state_dir)))
     except Refused as refusal:
-        reply, code = refusal.reply, 1
+        echo_json(refusal.reply)
+        raise typer.Exit(1) from None
     echo_json(reply)
-    raise typer.Exit(code)
 
 
-@app.command()
+@command()
 def broadcast(
     to: TargetOption,
     text: Annotated[
@@ -235,13 +244,15 @@ def broadcast(
         typer.Option(
             "--id",
             metavar="ID",
-            help="Makes it safe to repeat: the same id starts one broadcast.",
+            help="Makes a repetition safe: one id starts one broadcast.",
             show_default=False,
         ),
     ] = None,
     offline: Annotated[
         Offline,
-        typer.Option(help="Publish to SNS for those not reached, for the whole target as well, or never."),
+        typer.Option(
+            help="Publish to SNS for users who were not reached, for the whole target too, or never."
+        ),
     ] = "fallback",
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the receipt and show it.")] = False,
     timeout: Annotated[
@@ -255,15 +266,17 @@ def broadcast(
     outputs: OutputsOption = None,
     state_dir: StateDirOption = None,
 ) -> None:
-    """Start a broadcast, and wait until it is accepted; with --wait, until everybody is reached.
+    """Start a broadcast, and wait until it is accepted; with --wait, wait for its receipt.
 
-    Prints the execution's ARN, and with --wait the receipt instead. Warns of an unknown shelter or user and
-    of a role without active users. Exits with 1 when the broadcast is refused or fails.
+    Prints the execution's ARN, or with --wait the receipt. Warns of an unknown shelter or user, and of a role
+    without active users. Exits with 1 when the broadcast is refused or fails.
     """
     if (type == "shelter_update") != (shelter_id is not None):
-        raise typer.BadParameter("a shelter_update needs --shelter-id, and the other types take none.")
+        raise typer.BadParameter(
+            "--shelter-id is required for a shelter_update, and not allowed for other types."
+        )
     if (text is None) == (payload is None):
-        raise typer.BadParameter("say what to send: either --text, or --payload.")
+        raise typer.BadParameter("say what to send: use either --text or --payload.")
     target = parse_target(to)
     deployment = None if state_machine_arn else resolve_outputs(outputs, state_dir)
     broadcaster = Broadcaster.from_outputs(deployment) if deployment else Broadcaster(str(state_machine_arn))
@@ -277,7 +290,7 @@ def broadcast(
         name=name,
     )
     if execution.already_started:
-        stderr.print(f"The broadcast {execution.name} had been started before; nothing new was sent.")
+        stderr.print(f"The broadcast {execution.name} was started before. Nothing new was sent.")
     receipt = _wait(broadcaster, execution, timeout) if wait else None
     if not wait:
         broadcaster.wait_accepted(execution, timeout)
@@ -294,8 +307,8 @@ def broadcast(
         stdout.print(_receipt_table(receipt, execution))
         if not (receipt.audience or receipt.offline or receipt.notified):
             stderr.print(
-                "Nobody of this target is connected; the message waits for those who come back. "
-                "--offline always has it published to the offline topic as well."
+                "Nobody in this target is connected. Offline users get the message when they reconnect. "
+                "With --offline always it is published to the offline topic too."
             )
     else:
         typer.echo(execution.arn)
@@ -312,7 +325,7 @@ def _client(
 ) -> Client:
     credential = token or ("" if user else os.environ.get("MUSTER_TOKEN", "").strip())
     if bool(user) == bool(credential):
-        raise typer.BadParameter("say who connects: either --user, or --token (or set MUSTER_TOKEN).")
+        raise typer.BadParameter("say who connects: use either --user or --token, or set MUSTER_TOKEN.")
     if not user:
         address = url or resolve_outputs(outputs_file, state_dir).websocket_url
         return Client(address, credential, position=position)
@@ -345,7 +358,7 @@ def _wait(broadcaster: Broadcaster, execution: Execution, timeout: float) -> Rec
 def _warnings(
     deployment: Outputs | None, target: Mapping[str, Any], shelter_id: str | None
 ) -> list[str] | None:
-    """Return what of a target is unknown; None if the caller may not read the tables."""
+    """Return a sentence for each unknown name of a target; None if the caller may not read the tables."""
     if deployment is None:
         return None
     try:
@@ -364,11 +377,11 @@ def _receipt_table(receipt: Receipt, execution: Execution) -> Table:
         "delivered": receipt.delivered,
         "gone": receipt.gone,
         "failed": receipt.failed,
-        "users handed to SNS": receipt.offline,
-        "hand-overs failed": receipt.offline_failed,
+        "users notified by SNS": receipt.offline,
+        "notifications failed": receipt.offline_failed,
         "partitions": receipt.partitions,
         "unreached": ", ".join(part.value for part in receipt.unreached) or "none",
-        "published for all": "yes" if receipt.notified else "no",
+        "published for the whole target": "yes" if receipt.notified else "no",
         "retries": receipt.retries,
         "milliseconds": receipt.duration_ms,
         "execution": execution.name,

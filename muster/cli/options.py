@@ -1,6 +1,7 @@
-"""What several commands share: options, and checks of what is given on the command line."""
+"""What the commands share: options, and checks of arguments."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,12 +14,14 @@ from muster.outputs import Outputs
 
 
 class Command(TyperCommand):
-    """A command that refuses empty arguments: they come from variables that a script failed to set."""
+    """A command that refuses empty arguments, which come from variables that a script failed to set."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Check the arguments before they are parsed; Terraform's own are passed on as they are."""
+        """Check the arguments before they are parsed, except those of `muster terraform`."""
         before = ""
-        for argument in () if self.ignore_unknown_options else args:
+        if self.ignore_unknown_options:  # they are Terraform's
+            return super().parse_args(ctx, args)
+        for argument in args:
             option, equals, value = argument.partition("=")
             if equals and option.startswith("--") and not value.strip():
                 ctx.fail(f"{option} is empty: give it a value, or leave it out.")
@@ -30,14 +33,14 @@ class Command(TyperCommand):
 
 
 def url(*schemes: str) -> Callable[[str], str]:
-    """Return a parser of URLs. It never quotes one, which may hold a password."""
+    """Return a parser of URLs. Its errors never quote the URL, which may contain a password."""
 
     def parse(text: str) -> str:
         try:
             parts = urlsplit(text)
             host = (parts.hostname or "").encode("idna")
             usable = parts.scheme in schemes and host and parts.port != 0 and parts.username is None
-        except ValueError:  # of the port, the brackets of IPv6, or a host name that cannot exist
+        except ValueError:  # a bad port, bad brackets of IPv6, or an impossible host name
             usable = False
         if not usable:
             raise typer.BadParameter(
@@ -50,11 +53,12 @@ def url(*schemes: str) -> Callable[[str], str]:
 
 
 def seconds(text: str) -> float:
-    """Take a number of seconds that can be waited for."""
-    value = float(text)
-    if not isfinite(value) or value < 0:
-        raise typer.BadParameter("write a number of seconds, 0 or more.")
-    return value
+    """Parse a finite number of seconds, 0 or more."""
+    with suppress(ValueError):
+        value = float(text)
+        if isfinite(value) and value >= 0:
+            return value
+    raise typer.BadParameter("write a number of seconds, 0 or more.")
 
 
 OutputsOption = Annotated[
@@ -86,5 +90,5 @@ StateDirOption = Annotated[
 
 
 def resolve_outputs(outputs: Path | None, state_dir: Path | None = None) -> Outputs:
-    """Return the outputs that `--outputs` names, else the running local stack's, else raise OutputsError."""
+    """Return the outputs that `--outputs` names, or those of the running local stack. Raises OutputsError."""
     return Outputs.find(outputs, state_dir=state_dir)

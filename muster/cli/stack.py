@@ -1,10 +1,11 @@
-"""`muster up`, `down`, `status`, `build` and `terraform`: the local stack and what is deployed."""
+"""`muster up`, `down`, `status`, `build` and `terraform`: the local stack, and builds for AWS."""
 
 import hashlib
 import os
 import shlex
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -12,17 +13,18 @@ import typer
 from rich.table import Column, Table
 
 from muster.cli.console import echo_json, progress, stderr, stdout
-from muster.cli.options import JsonOption, StateDirOption, url
+from muster.cli.options import Command, JsonOption, StateDirOption, url
 from muster.local import bundle
 from muster.local.stack import DEFAULT_PORT, Stack
-from muster.local.terraform import become
+from muster.local.terraform import for_command_line
 from muster.local.watch import watch
 from muster.outputs import Outputs
 
 app = typer.Typer()
+command = partial(app.command, cls=Command, rich_help_panel="Stack")
 
 
-@app.command()
+@command()
 def up(
     port: Annotated[
         int | None,
@@ -35,32 +37,32 @@ def up(
         typer.Option(
             metavar="URL",
             parser=url("https", "http"),
-            help="Deploy to an emulator that runs already, such as LocalStack.",
+            help="Deploy to an emulator that is already running, such as LocalStack.",
         ),
     ] = None,
     state_dir: StateDirOption = None,
     as_json: JsonOption = False,
     watch_files: Annotated[
-        bool, typer.Option("--watch", help="Then make each saved file live, until Ctrl-C.")
+        bool, typer.Option("--watch", help="Then deploy each saved file until Ctrl-C.")
     ] = False,
 ) -> None:
-    """Start the local stack, or bring the running one up to date.
+    """Start the local stack, or update the running one.
 
-    Starts an embedded AWS on 127.0.0.1, builds the Lambda bundle, applies Terraform and seeds demo users.
-    It needs no account and no Docker, and does not use your AWS credentials.
+    Starts an AWS emulator on 127.0.0.1, builds the Lambda bundle, applies Terraform and adds demo users. It
+    needs no account and no Docker, and does not use your AWS credentials.
     """
     with progress() as shown:
         outputs = Stack(state_dir, port=port, endpoint=endpoint, progress=shown).up()
     if as_json:
         echo_json(outputs.to_dict(), indent=2)
     else:
-        _say_how_to_go_on(outputs, state_dir)
+        _print_next_commands(outputs, state_dir)
     if watch_files:
-        watch(Stack(state_dir, port=port, endpoint=endpoint), _tell)
+        watch(Stack(state_dir, port=port, endpoint=endpoint), _print_change)
 
 
-def _say_how_to_go_on(outputs: Outputs, state_dir: Path | None) -> None:
-    """The next commands, as they work in this shell and folder."""
+def _print_next_commands(outputs: Outputs, state_dir: Path | None) -> None:
+    """Print the next commands, as they work in this shell and folder."""
     stdout.print(f"The local stack is up on {outputs.endpoint_url}")
     stdout.print(f"Clients connect to {outputs.websocket_url}")
     program = "muster" if shutil.which("muster") else shlex.quote(os.path.relpath(sys.argv[0]))
@@ -71,7 +73,7 @@ def _say_how_to_go_on(outputs: Outputs, state_dir: Path | None) -> None:
     stdout.print(f"  {program} broadcast --to role:first_responder --text 'Water at the east gate'{options}")
 
 
-def _tell(text: str, fix: str | None) -> None:
+def _print_change(text: str, fix: str | None) -> None:
     if fix is None:
         stderr.print(text)
         return
@@ -79,17 +81,17 @@ def _tell(text: str, fix: str | None) -> None:
     stderr.print("Fix:", fix)
 
 
-@app.command()
+@command()
 def down(state_dir: StateDirOption = None) -> None:
-    """Destroy what Terraform made, stop the local stack and remove its state."""
+    """Destroy Terraform's resources, stop the local stack and remove its state."""
     with progress() as shown:
         was_up = Stack(state_dir, progress=shown).down()
     stdout.print("The local stack is down." if was_up else "The local stack was not up.")
 
 
-@app.command()
+@command()
 def status(state_dir: StateDirOption = None, as_json: JsonOption = False) -> None:
-    """Say what runs. Exits with 1 when the local stack is not up."""
+    """Print whether the local stack is up. Exits with 1 when it is not."""
     stack = Stack(state_dir)
     now = stack.status()
     if as_json:
@@ -105,21 +107,21 @@ def status(state_dir: StateDirOption = None, as_json: JsonOption = False) -> Non
         if now.outputs:
             stdout.print(f"Clients connect to {now.outputs.websocket_url}")
         elif now.phase == "ready":
-            stdout.print("Another version of Muster brought it up. `muster up` brings it up to date.")
+            stdout.print("Another version of Muster started it. `muster up` updates it.")
     raise typer.Exit(0 if now.phase == "ready" else 1)
 
 
-@app.command()
+@command()
 def build(
-    runtime: Annotated[str, typer.Option(help="Lambda runtime the layer is for.")] = bundle.RUNTIME,
+    runtime: Annotated[str, typer.Option(help="Lambda runtime of the layer.")] = bundle.RUNTIME,
     arch: Annotated[
-        bundle.Architecture, typer.Option(help="Instruction set the layer is for.")
+        bundle.Architecture, typer.Option(help="Instruction set of the layer.")
     ] = bundle.ARCHITECTURE,
     out: Annotated[
-        Path, typer.Option(file_okay=False, help="Directory to write to; Terraform's bundle_dir.")
+        Path, typer.Option(file_okay=False, help="Folder to write to; Terraform's bundle_dir.")
     ] = Path("build"),
 ) -> None:
-    """Build functions.zip, layer.zip and bundle.json for AWS. The same commit gives the same bytes."""
+    """Build functions.zip, layer.zip and bundle.json for AWS. The build is reproducible."""
     with progress() as shown:
         shown.step("Building the Lambda bundle")
         made = bundle.build(out, runtime=runtime, architecture=arch)
@@ -129,24 +131,27 @@ def build(
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         table.add_row(str(path), f"{path.stat().st_size / 1e6:.1f} MB", digest[:16])
     stdout.print(table)
-    stdout.print(f"For {runtime} on {arch}, as {made.manifest} says.")
+    stdout.print(f"Built for {runtime} on {arch}, as {made.manifest} says.")
     python = made.bytecode or runtime.removeprefix("python")
     if made.bytecode:
-        note = f"With bytecode of Python {python}."
+        note = f"The bundle contains bytecode of Python {python}."
     else:
         note = (
-            f"Without bytecode: Python {python} is neither on the PATH nor in pyenv. Cold starts are slower."
+            f"The bundle contains no bytecode, so cold starts are slower: Python {python} is neither "
+            "on the PATH nor in pyenv."
         )
     stdout.print(note)
 
 
-@app.command(
+@command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     options_metavar="ARGS...",
 )
 def terraform(context: typer.Context) -> NoReturn:
-    """Run Terraform in terraform/, or where -chdir=DIR says.
+    """Run Terraform in terraform/, or in the folder that -chdir=DIR names.
 
-    The AWS provider comes from the registry or from a mirror on this disk.
+    The AWS provider comes from the registry, or from a mirror on this disk.
     """
-    become(context.args)
+    with progress() as shown:
+        program, arguments = for_command_line(context.args, shown)
+    program.become(arguments)

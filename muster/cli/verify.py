@@ -1,7 +1,8 @@
-"""`muster verify`: whether a deployment does what Muster promises, without reaching anybody."""
+"""`muster verify`: checks that a deployment keeps Muster's promises, without reaching anybody."""
 
 import json
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from muster.cli.console import echo_json, progress, stderr, stdout
 from muster.cli.interrupts import Interrupts
-from muster.cli.options import OutputsOption, StateDirOption, resolve_outputs
+from muster.cli.options import Command, OutputsOption, StateDirOption, resolve_outputs
 from muster.errors import MusterError
 from muster.outputs import Outputs
 from muster.verify import FEWEST_CLIENTS, Consent, Report, Row, chosen, live_connections, tokens_for
@@ -20,34 +21,40 @@ from muster.verify.account import role_to_test
 from muster.verify.plan import policy, steps
 
 app = typer.Typer()
+command = partial(app.command, cls=Command, rich_help_panel="Demo")
 
 EXIT_CODES = {"held": 0, "failed": 1, "unknown": 3}
 
+# What the table shows for each result, and its colour.
 _WORDS = {"held": ("held", "green"), "failed": ("failed", "red"), "unknown": ("cannot tell", "yellow")}
 
 
 def parse_scopes(text: str) -> frozenset[str]:
-    """Take `all`, `role` or both, separated by a comma."""
+    """Parse `all`, `role` or both, separated by a comma."""
     scopes = frozenset(part.strip() for part in text.split(","))
     if not scopes <= {"all", "role"}:
         raise typer.BadParameter("write all, role, or all,role.")
     return scopes
 
 
-@app.command()
+@command()
 def verify(
     clients: Annotated[
         int, typer.Option(min=FEWEST_CLIENTS, max=500, help="How many WebSocket clients connect.")
     ] = 20,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="CHECK", help="Carry out this check alone. Repeat it for several."),
+        typer.Option(
+            "--only",
+            metavar="CHECK",
+            help="Run only this check, and those that it needs. Repeat it for several.",
+        ),
     ] = None,
     scopes: Annotated[
         str | None,
         typer.Option(
             metavar="all,role",
-            help="Also broadcast a test to everybody who is connected, to a role, or both. It asks first.",
+            help="Also broadcast a test to everybody who is connected, to a role, or both, once confirmed.",
             show_default=False,
         ),
     ] = None,
@@ -55,31 +62,33 @@ def verify(
         bool,
         typer.Option(
             "--notify-subscribers",
-            help="Check the fallback although other subscriptions of the offline topic get its two "
-            "notifications, about users of the run.",
+            help="Run the check fallback although other subscriptions of the offline topic get its two "
+            "notifications about users of the run.",
         ),
     ] = False,
-    slow: Annotated[bool, typer.Option("--slow", help="Also carry out what takes ten minutes.")] = False,
+    slow: Annotated[
+        bool, typer.Option("--slow", help="Also run the check idle, which takes ten minutes.")
+    ] = False,
     token_command: Annotated[
         str | None,
         typer.Option(
             metavar="COMMAND",
-            help="Prints a token for the user that MUSTER_USER_ID names: for deployments with JWKS.",
+            help="A command that prints a token for the user in MUSTER_USER_ID: for deployments with JWKS.",
             show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print what would be done, and the permissions. Do nothing."),
+        typer.Option("--dry-run", help="Print the steps and the permissions. Call nothing."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
     outputs: OutputsOption = None,
     state_dir: StateDirOption = None,
 ) -> None:
-    """Try what a deployment promises, with users of its own, and remove all that was made.
+    """Check that a deployment keeps its promises, with users of its own, and remove everything that was made.
 
-    By default nobody else gets anything. Exits with 0 when everything held, 1 when something did not, and 3
-    when something cannot be told, such as quotas on the local stack.
+    By default nobody else gets a message. Exits with 0 when every check held, with 1 when one failed, and
+    with 3 when none failed and one cannot tell, such as about quotas on the local stack.
     """
     found = resolve_outputs(outputs, state_dir)
     consent = Consent(parse_scopes(scopes) if scopes else frozenset(), notify_subscribers, slow)
@@ -90,7 +99,7 @@ def verify(
     if consent.scopes:
         _confirm(found, consent)
     tokens = tokens_for(found, token_command)
-    with Interrupts("what was made is being removed") as interrupts, progress() as shown:
+    with Interrupts("removing what the run made") as interrupts, progress() as shown:
         report = interrupts.run(
             run_checks(found, tokens, clients=clients, consent=consent, only=only or (), progress=shown)
         )
@@ -102,7 +111,7 @@ def verify(
 
 
 def _confirm(outputs: Outputs, consent: Consent) -> None:
-    """Show how many real connections get the test, and ask for that number."""
+    """Show how many real connections would get the test, and ask for that number."""
     counts = live_connections(outputs)
     reached = {}
     if "all" in consent.scopes:
@@ -115,7 +124,9 @@ def _confirm(outputs: Outputs, consent: Consent) -> None:
     number = str(max(reached.values()))
     answer = typer.prompt(f"Type {number} to send it", err=True, default="", show_default=False)
     if answer.strip() != number:
-        raise MusterError("Nothing was sent: the number was not confirmed.", fix="Leave --scopes out.")
+        raise MusterError(
+            "Nothing was sent, because the number was not confirmed.", fix="Leave --scopes out."
+        )
 
 
 def _print_plan(done: list[str], allowed: dict[str, object], as_json: bool) -> None:
@@ -124,7 +135,7 @@ def _print_plan(done: list[str], allowed: dict[str, object], as_json: bool) -> N
         return
     for step in done:
         stdout.print(f"- {step}")
-    stdout.print("\nThe permissions for it:")
+    stdout.print("\nThe permissions that this needs:")
     typer.echo(json.dumps(allowed, indent=2))
 
 
@@ -137,10 +148,10 @@ def _print(report: Report) -> None:
         table.add_row(Text(word, style), row.name, _seen(row))
     stdout.print(table)
     for name in report.left:
-        stdout.print(f"Not removed: {name}. The next run tries again after an hour.", style="red")
+        stdout.print(f"Not removed: {name}. A run in an hour or later tries again.", style="red")
     counts = {result: sum(row.result == result for row in report.rows) for result in EXIT_CODES}
     stdout.print(
-        f"{counts['held']} held, {counts['failed']} failed, {counts['unknown']} cannot be told.", style="bold"
+        f"{counts['held']} held, {counts['failed']} failed, {counts['unknown']} cannot tell.", style="bold"
     )
 
 

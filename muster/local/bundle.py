@@ -1,14 +1,14 @@
 """The Lambda bundle: functions.zip (the code and its schemas), layer.zip (its dependencies) and bundle.json.
 
-bundle.json says what the two are for (`runtime`, `architecture`) and which they are (`sha256`), so that
-Terraform can refuse a bundle that does not fit. Its `bytecode` is the version of the Python that compiled the
-bundle, such as "3.13.0", or null: then the bundle is source only, and Lambda compiles at each cold start.
+bundle.json contains the `runtime`, the `architecture` and the `sha256` of both archives, so that Terraform
+can refuse a bundle that does not fit. Its `bytecode` is the version of the Python that compiled the bundle,
+such as "3.13.0". Null means that the bundle has no bytecode, and Lambda compiles at each cold start.
 
-All are deterministic: the same commit gives the same bytes on every machine that has the same Python for the
-runtime, or none, so Terraform sees no change where there is none. Entries are sorted, stored uncompressed
-(zlib builds differ), and carry a fixed time and mode. Bytecode carries the hash of its source instead of its
-time, and Python does not check it (PEP 552): a source changed in place has no effect beside its bytecode.
-The layer is kept in a cache, named after everything that decides its content.
+The build is reproducible, so Terraform sees a change only where there is one: a commit gives the same bytes
+on every machine that has the same Python for the runtime, or none. Entries are sorted, have a fixed time and
+mode, and are not compressed, because zlib builds differ. Bytecode contains the hash of its source instead of
+its time, and Python does not check it (PEP 552): a source that is changed in place has no effect. The layer
+is cached under a name that depends on everything that determines its content.
 """
 
 import hashlib
@@ -46,14 +46,15 @@ _REGULAR_FILE = 0o100644 << 16
 _INSTALL_TRACES = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}
 _UNUSED_FOLDERS = {"__pycache__", "tests", "test", "benchmarks", "sboms"}
 _UNUSED_SUFFIXES = {".pyc", ".pyi"}
-# cryptography needs cffi's compiled half only; the others serve HTTP, Datadog, and type checkers.
+# cryptography needs only the compiled half of cffi. The others are for HTTP, Datadog and type checkers.
 _UNUSED_PACKAGES = {
     ("cffi",),
     ("aws_lambda_powertools", "event_handler"),
     ("aws_lambda_powertools", "metrics", "provider", "datadog"),
     ("wrapt-stubs",),
 }
-# Collections of packages that know nothing of each other, and those that are used: half of the layer's files.
+# Packages whose subpackages are independent, and the subpackages that are used. Saves half of the layer's
+# files.
 _USED_OF: dict[tuple[str, ...], set[str]] = {
     ("aws_lambda_powertools", "utilities"): {"jmespath_utils", "typing"},
     ("aws_xray_sdk", "ext"): {"botocore", "resources"},
@@ -71,8 +72,8 @@ import platform, sys, sysconfig
 print(platform.python_implementation(), bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
       sys.version_info.releaselevel, platform.python_version())
 """
-# Reads [[source, path on Lambda, bytecode file], ...]. A file that does not compile stays source only:
-# a package may carry one for a newer Python.
+# Reads [[source, path on Lambda, bytecode file], ...]. Skips a file that does not compile: a package may
+# contain one for a newer Python.
 _COMPILE = """
 import json, py_compile, sys
 for source, path, target in json.load(sys.stdin):
@@ -88,7 +89,7 @@ _LAYER_ROOT = PurePosixPath("/opt")
 
 @dataclass(frozen=True)
 class Bundle:
-    """Where the archives and their description are; `bytecode` is the compiling Python's version, if any."""
+    """The paths of the archives and of bundle.json; `bytecode` is as in bundle.json."""
 
     functions: Path
     layer: Path
@@ -98,14 +99,14 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Compiler:
-    """A Python interpreter whose bytecode the runtime takes: the path to it, and its version ("3.13.0")."""
+    """A Python interpreter whose bytecode the runtime accepts: its path and its version ("3.13.0")."""
 
     executable: str
     version: str
 
     @property
     def tag(self) -> str:
-        """How its bytecode files are called: deliver.cpython-313.pyc."""
+        """The tag in the names of its bytecode files: deliver.cpython-313.pyc."""
         return "cpython-" + "".join(self.version.split(".")[:2])
 
 
@@ -122,7 +123,7 @@ def build(out: Path, *, runtime: str = RUNTIME, architecture: Architecture = ARC
     """
     version = re.fullmatch(r"python3\.(\d+)", runtime)
     if version is None:
-        raise BundleError(f"{runtime!r} is not a Python runtime.", fix='Name one like "python3.13".')
+        raise BundleError(f"{runtime!r} is not a Python runtime.", fix='Name one, such as "python3.13".')
     tags = _GLIBC_TAGS_2023 if int(version[1]) >= 12 else _GLIBC_TAGS
     platforms = [f"--platform={tag}_{_MACHINES[architecture]}" for tag in tags]
     target = [f"--python-version=3.{version[1]}", "--implementation=cp", *platforms]
@@ -142,23 +143,24 @@ def compiler(runtime: str) -> Compiler | None:
 
 
 def _release(executable: str) -> str | None:
-    """The version of a released CPython like Lambda's; None for anything else, such as a shim of pyenv."""
+    """Return the version of a released CPython, as on Lambda; None for others, such as a shim of pyenv."""
     try:
         run = subprocess.run(
             [executable, "-I", "-c", _DESCRIBE], capture_output=True, text=True, check=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    *kind, version = run.stdout.split()
-    return version if kind == ["CPython", "False", "final"] else None
+    implementation, free_threaded, level, version = run.stdout.split()
+    released = (implementation, free_threaded, level) == ("CPython", "False", "final")
+    return version if released else None
 
 
 def build_local(out: Path) -> Bundle:
-    """Build the bundle into `out` for this interpreter and machine, where the embedded stack runs it.
+    """Build the bundle for this interpreter and machine into `out`, for the embedded stack.
 
-    It calls itself one for the default runtime: the emulator runs every Python runtime with this interpreter.
-    It holds no bytecode: the emulator unpacks the layer again for each environment, and on a slow disk twice
-    the files take longer than compiling those that a function imports.
+    Its bundle.json names the default runtime: the emulator runs every Python runtime with this interpreter.
+    It contains no bytecode: the emulator unpacks the layer for each environment, and on a slow disk twice the
+    files take longer than compiling what a function imports.
     """
     return _build(out, [], RUNTIME, host_architecture(), None)
 
@@ -191,7 +193,7 @@ def _build(
 
 
 def _cached_layer(root: Path, target: list[str], compiler: Compiler | None) -> Path:
-    """Return the layer for these requirements and this target, made by pip unless it was made before."""
+    """Return the layer for these requirements and this target, from the cache or made by pip."""
     requirements = root / "functions" / "requirements.txt"
     host = [] if target else [sys.version, sysconfig.get_platform()]
     compiled = [f"bytecode {compiler.version}"] if compiler else []
@@ -214,24 +216,24 @@ def _pip_install(requirements: Path, site: Path, target: list[str]) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--no-compile", "--only-binary=:all:", *target]
     command += ["--target", str(site), "--requirement", str(requirements)]
-    # A user-wide "pip install --user" setting contradicts --target.
+    # A user-wide "pip install --user" setting conflicts with --target.
     environment = {**os.environ, "PIP_USER": "0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode and find_spec("pip") is None:
         raise BundleError(
-            f"pip is not installed for {sys.executable}, and installs what the functions need.",
+            f"pip, which installs the functions' dependencies, is not installed for {sys.executable}.",
             fix="python -m ensurepip, or uv pip install pip",
         )
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         raise BundleError(
             f"pip could not install {requirements.name}: {' '.join(errors) or done.stderr.strip()}",
-            fix="Check that pip reaches a package index and that every version has a wheel for the target.",
+            fix="Check that pip reaches a package index, and that every version has a wheel for the target.",
         )
 
 
 def _is_needed(name: PurePath) -> bool:
-    """Tell whether a file of the site directory is used at run time; pip's traces also vary by machine."""
+    """Return whether a file of the site directory is used at run time. pip's own files also vary."""
     folders = name.parts[:-1]
     return (
         name.suffix not in _UNUSED_SUFFIXES
@@ -249,10 +251,12 @@ def _is_needed(name: PurePath) -> bool:
 def _write_zip(path: Path, files: Mapping[str, Path], compiler: Compiler | None, root: PurePosixPath) -> None:
     """Write `files` (name in the archive -> source) and their bytecode to `path`, atomically.
 
-    `root` is where Lambda unpacks the archive: tracebacks show source lines by the path in the bytecode.
+    `root` is where Lambda unpacks the archive. Tracebacks find source lines by the path in the bytecode.
     """
     with tempfile.TemporaryDirectory(prefix="muster-bytecode-") as folder:
-        contents = {**files, **(_compile(files, compiler, root, Path(folder)) if compiler else {})}
+        contents = dict(files)
+        if compiler:
+            contents |= _compile(files, compiler, root, Path(folder))
         partial = path.with_suffix(f".{os.getpid()}.partial")
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
             for name in sorted(contents):
@@ -274,7 +278,7 @@ def _compile(
     jobs = [
         [str(files[str(module)]), str(root / module), str(folder / name)] for module, name in compiled.items()
     ]
-    # Isolated and without site: what marshal writes as references depends on what else is imported.
+    # Isolated and without site: marshal's output depends on which other modules are imported.
     command = [compiler.executable, "-I", "-S", "-c", _COMPILE]
     run = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, check=False)
     if run.returncode:

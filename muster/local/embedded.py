@@ -1,26 +1,26 @@
-"""The program that `muster.local.emulator` starts: MiniStack, with API Gateway's answers where they differ.
+"""The emulator's program: MiniStack, corrected where it differs from AWS.
 
-It replaces named functions of MiniStack before the server starts, and stops with a sentence when one is
-missing or takes other parameters. Each difference ends when a MiniStack release behaves like AWS by itself:
+Before the server starts, it replaces functions of MiniStack. It ends with an error when one is missing or has
+other parameters. A correction can be deleted once a MiniStack release behaves like AWS:
 
     always                                                                  AWS source
     $connect's status and `Sec-WebSocket-Protocol` reach the client         WebSocket APIs, $connect route
     a function that crashes answers 502, or an "Internal server error"      WebSocket APIs, integration errors
-    an answer reaches the client only through a route response              WebSocket APIs, route responses
+    a reply reaches the client only through a route response                WebSocket APIs, route responses
     a frame over 32 KB or a message over 128 KB closes the socket: 1009     API Gateway WebSocket quotas
     PostToConnection refuses more than 128 KB with 413                      API Gateway WebSocket quotas
     connection ids end with `=`                                             PostToConnection
     the output of functions called from sockets reaches CloudWatch Logs     Lambda logs
-    the server closes no idle HTTP connection before its client does        (see `_Config`)
+    the server never closes an idle HTTP connection first                   (see `_Config`)
 
     on request, by an environment variable
-    MUSTER_EMULATED_IDLE_SECONDS       closes a socket without messages for so long (AWS: 600)
+    MUSTER_EMULATED_IDLE_SECONDS       closes a socket after this time without messages (AWS: 600)
     MUSTER_EMULATED_LIFE_SECONDS       closes every socket at this age (AWS: 7,200)
-    MUSTER_EMULATED_RATE               requests per second before 429, for connects, messages and callbacks
-                                       together, with a bucket of half as many (AWS: 10,000 and 5,000)
-    MUSTER_EMULATED_DISCONNECTS=drop   never calls the $disconnect route, which AWS calls at best effort
+    MUSTER_EMULATED_RATE               requests per second before 429: connects, messages and callbacks
+                                       together, with a burst of half the rate (AWS: 10,000 and 5,000)
+    MUSTER_EMULATED_DISCONNECTS=drop   never calls the $disconnect route, which is best effort on AWS
 
-With MUSTER_LOG_DIR, each function's output is also appended to a file of that directory, `<function>.log`.
+With MUSTER_LOG_DIR, each function's output is also appended to `<function>.log` in that folder.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ MAX_MESSAGE_BYTES = 128 * 1024
 """[API Gateway WebSocket quotas]"""
 
 MAX_LOG_BYTES = 4_000_000
-"""A log file that has grown to this size is kept as `<function>.log.1`, and a new one begins."""
+"""A log file of this size is renamed to `<function>.log.1`, and a new one begins."""
 
 _TOO_MANY = "Too Many Requests"
 
-# What is replaced, and the parameters that it must take.
+# The functions that are replaced, and the parameters that they must have.
 _REPLACED: tuple[tuple[Any, str, str], ...] = (
     (apigateway, "handle_websocket", "scope receive send api_id path_override"),
     (apigateway, "handle_connections_api", "method api_id stage connection_id body headers"),
@@ -77,19 +77,19 @@ _REPLACED: tuple[tuple[Any, str, str], ...] = (
 
 
 class Crash(dict[str, Any]):
-    """What API Gateway answers for a function that failed."""
+    """The response of API Gateway when a function failed."""
 
 
 @dataclass
 class Handshake:
-    """One socket's handshake: whether its connection id is made, and what `$connect` answered."""
+    """One socket's handshake: whether its connection id was made, and the response of `$connect`."""
 
     id_made: bool = False
     answer: Event | None = None
 
 
 class Bucket:
-    """The account's token bucket: `rate` requests per second, and half of that at once."""
+    """The account's token bucket: `rate` requests per second, with a burst of half the rate."""
 
     def __init__(self, rate: float) -> None:
         self._rate, self._size = rate, rate / 2
@@ -110,7 +110,7 @@ _handshake: ContextVar[Handshake | None] = ContextVar("handshake", default=None)
 
 
 def main() -> None:
-    """Check MiniStack, replace what differs, and serve until a signal ends the process."""
+    """Check MiniStack, install the corrections, and serve until a signal ends the process."""
     if faults := incompatible():
         sys.exit(
             f"MiniStack {version('ministack')} does not fit this version of Muster: {', '.join(faults)}. "
@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def incompatible() -> list[str]:
-    """The functions that MiniStack lacks, or that take other parameters than this module passes."""
+    """Return the functions that MiniStack lacks, or that have other parameters than this module passes."""
     faults = []
     for owner, name, parameters in _REPLACED:
         found = getattr(owner, name, None)
@@ -147,12 +147,12 @@ def install(
     log_dir: Path | None,
 ) -> None:
     """Replace MiniStack's functions in this process."""
-    handle, invoke, uuid = apigateway.handle_websocket, apigateway._invoke_ws_lambda, apigateway.new_uuid
-    callbacks, worker, emit = (
-        apigateway.handle_connections_api,
-        lambda_runtime.get_or_create_worker,
-        lambda_svc._emit_lambda_logs,
-    )
+    handle = apigateway.handle_websocket
+    invoke = apigateway._invoke_ws_lambda
+    callbacks = apigateway.handle_connections_api
+    uuid = apigateway.new_uuid
+    worker = lambda_runtime.get_or_create_worker
+    emit = lambda_svc._emit_lambda_logs
 
     async def handle_websocket(
         scope: Event, receive: Receive, send: Send, api_id: str, path_override: str | None = None
@@ -204,7 +204,7 @@ def install(
         handshake = _handshake.get()
         if handshake is None or handshake.id_made:
             return str(uuid())
-        # The first id that a socket asks for is its connection id, cut to 16 characters: all of this one.
+        # The first id that MiniStack makes for a socket is its connection id, which it cuts to 16 characters.
         handshake.id_made = True
         return base64.b64encode(os.urandom(11), altchars=b"Aa").decode()
 
@@ -227,7 +227,7 @@ def install(
 
 
 class _Socket:
-    """One socket as MiniStack sees it: the handshake's answer goes out, and AWS's time limits come in."""
+    """One socket as MiniStack sees it, with the response of `$connect` and with AWS's time limits."""
 
     def __init__(
         self, scope: Event, receive: Receive, send: Send, handshake: Handshake, idle: float, life: float
@@ -238,7 +238,7 @@ class _Socket:
         self._accepted = self._expired = False
 
     async def receive(self) -> Event:
-        """The next event; a disconnection with 1001 once the socket is too old or has idled too long."""
+        """Return the next event: a disconnection with 1001 when the socket is too old or idle."""
         receiving = asyncio.ensure_future(self._receive())
         try:
             while True:
@@ -272,7 +272,7 @@ class _Socket:
 
 
 class _Logged:
-    """A function's worker for one call from a socket; its output is logged, and a failure is a `Crash`."""
+    """A function's worker for one call from a socket. Logs the output; a failure becomes a `Crash`."""
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
@@ -289,11 +289,11 @@ class _Logged:
 
 
 class _Config(config.Config):
-    """Hypercorn's settings, which keep an idle connection for longer than any client does.
+    """Hypercorn's settings, with a keep-alive that is longer than any client's.
 
-    Hypercorn may process a request that arrives just when it closes an idle connection, and never answer.
-    MiniStack sets 75 s, and Terraform's AWS provider keeps its connections for 90 s: it repeats what had
-    succeeded, and fails ("already exists", "does not exist").
+    When a request arrives while Hypercorn closes an idle connection, Hypercorn may process it and never
+    answer. MiniStack sets 75 s, and Terraform's AWS provider keeps connections for 90 s. So the provider
+    repeats requests that had succeeded, which then fail ("already exists", "does not exist").
     """
 
     @property
@@ -302,14 +302,14 @@ class _Config(config.Config):
 
     @keep_alive_timeout.setter
     def keep_alive_timeout(self, seconds: float) -> None:
-        """Ignore what MiniStack sets."""
+        """Ignore the value that MiniStack sets."""
 
 
 class _Buffer(ws_stream.WebsocketBuffer):
-    """A socket's incoming message, with API Gateway's limits, which count bytes.
+    """A socket's incoming message, with API Gateway's limits in bytes.
 
-    Hypercorn answers the error with 1009. What arrives after it is dropped here: Hypercorn reads no further
-    at a second error, and would never see that the client closes.
+    Hypercorn answers the error with 1009. Later frames are dropped here: after a second error Hypercorn stops
+    reading, and would not notice that the client closes.
     """
 
     def __init__(self, max_length: int) -> None:
@@ -339,7 +339,7 @@ class _Buffer(ws_stream.WebsocketBuffer):
 
 
 def _failure(status: int, message: str, connection_id: str, request_id: str) -> Event:
-    """What API Gateway sends when no answer of a function exists: it needs no route response."""
+    """Return API Gateway's own error message, which needs no route response."""
     body = {"message": message, "connectionId": connection_id, "requestId": request_id}
     return {"statusCode": status, "body": json.dumps(body)}
 

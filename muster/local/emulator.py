@@ -1,12 +1,12 @@
-"""The embedded AWS emulator (MiniStack) as a process: started, recognised later, stopped with its workers.
+"""Starts and stops the process of the embedded AWS emulator, MiniStack.
 
-It listens on 127.0.0.1 only, and runs in a session of its own, so that one signal to its process group also
-ends the Lambda workers it spawned. A process is remembered by id and start time and is never signalled unless
+The emulator listens on 127.0.0.1 only. It runs in its own session, so that one signal to its process group
+also ends its Lambda workers. Muster records the process id and the start time, and sends a signal only if
 both match: the operating system reuses the ids of ended processes.
 
-It begins as a launcher that waits until its id is recorded and then becomes the emulator, which keeps id and
-start time. However the caller ends before that, by an exception, an interrupt or SIGKILL, the launcher's
-standard input closes and it ends too: no emulator ever runs that is not recorded.
+The process starts as a launcher. It waits until its id is recorded, and then becomes the emulator, with the
+same id and start time. When the caller ends before that, even by SIGKILL, the launcher's standard input
+closes and it ends too. So no emulator runs unrecorded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.1
 _LOG_LINES_SHOWN = 5
-# What a program needs of the caller's environment to run at all. The rest, AWS credentials first, stays out.
+# What a program needs from the caller's environment. Everything else, AWS credentials above all, is left out.
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 
 _PROC = Path("/proc")  # Linux; macOS has none
@@ -49,13 +49,13 @@ if os.read(0, 1):
     os.execv(sys.argv[1], sys.argv[1:])
 """
 
-# The emulators that this very process started.
+# The emulators that this process started.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process, told from any other that ever had its id by when it started."""
+    """A process. Its start time distinguishes it from other processes that had the same id."""
 
     pid: int
     started: str
@@ -67,16 +67,16 @@ class Process:
         return None if started is None else cls(pid, started)
 
     def alive(self) -> bool:
-        """Tell whether this very process still runs."""
+        """Return whether this process is still running."""
         if _started(self.pid) == self.started:
             return True
         if child := _children.get(self.pid):
-            child.poll()  # an ended child stays a zombie until its parent looks
+            child.poll()  # an ended child stays a zombie until its parent polls it
         return False
 
 
 def local_environment(endpoint_url: str) -> dict[str, str]:
-    """Return the AWS settings that make any SDK talk to a local endpoint, and to nothing else."""
+    """Return the settings with which every AWS SDK uses a local endpoint, and nothing else."""
     return {
         "AWS_ENDPOINT_URL": endpoint_url,
         "AWS_ACCESS_KEY_ID": "test",
@@ -90,7 +90,7 @@ def local_environment(endpoint_url: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nothing listens on at this moment."""
+    """Return a free port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
@@ -98,7 +98,7 @@ def free_port() -> int:
 
 
 def require_free(port: int) -> None:
-    """Raise StackError, naming the way out, when something else has this port of 127.0.0.1."""
+    """Raise StackError when this port of 127.0.0.1 is taken or cannot be used."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -107,7 +107,7 @@ def require_free(port: int) -> None:
             taken = error.errno == errno.EADDRINUSE
             raise StackError(
                 f"Port {port} of {HOST} {'is taken by another program' if taken else 'cannot be used'}.",
-                fix="Choose another with --port, or --port 0 for any free one.",
+                fix="Choose another with --port, or a free one with --port 0.",
             ) from error
 
 
@@ -119,9 +119,9 @@ def start(
     record: Callable[[Process], object],
     settings: Mapping[str, str] | None = None,
 ) -> Process:
-    """Start the emulator and return at once. Its temporary files stay in `folder`.
+    """Start the emulator and return without waiting for it. Its temporary files are in `folder`.
 
-    `record` gets the process before the emulator runs; when it raises or is interrupted, nothing is left.
+    `record` gets the process before the emulator runs. When it raises or is interrupted, the process ends.
     `settings` are environment variables of `muster.local.embedded`, such as MUSTER_LOG_DIR.
     """
     if find_spec("ministack") is None:
@@ -135,15 +135,16 @@ def start(
         "MINISTACK_REGION": REGION,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
-        # Enforces the policies of the functions' roles. The key above may do anything.
+        # Enforces the policies of the functions' roles. The key above is allowed everything.
         "AUTH": "true",
         "TMPDIR": str(folder),
         "STATE_DIR": str(folder / "state"),
         "S3_DATA_DIR": str(folder / "s3"),
-        # Two of its listeners bind every interface whatever BIND_HOST says; nothing here needs them.
+        # These two listeners ignore BIND_HOST and bind every interface. Muster does not need them.
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
-        # MiniStack removes every container labelled as its own, even another instance's: show it no Docker.
+        # MiniStack removes all containers with its label, also those of other instances. So it gets no
+        # Docker.
         "DOCKER_HOST": f"unix://{folder / 'no-docker.sock'}",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
@@ -160,19 +161,21 @@ def start(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    with cast(IO[bytes], child.stdin) as word:  # which the launcher waits for; it ends when this block does
+    with cast(
+        IO[bytes], child.stdin
+    ) as launcher:  # it waits for a byte, and ends when this block closes the pipe
         _children[child.pid] = child
         process = Process.of(child.pid)
         if process is None:
-            raise StackError(f"The emulator ended at once. {_last_lines(log)}")
+            raise StackError(f"The emulator ended immediately. {_last_lines(log)}")
         record(process)
         with contextlib.suppress(BrokenPipeError):
-            word.write(b"1")
+            launcher.write(b"1")
     return process
 
 
 def wait_until_healthy(process: Process, endpoint_url: str, *, log: Path) -> None:
-    """Return when the emulator answers; raise StackError with its last words if it ends or takes a minute."""
+    """Return when the emulator answers. Raises StackError when it ends, or is silent for a minute."""
     deadline = time.monotonic() + _START_SECONDS
     while not healthy(endpoint_url):
         if not process.alive():
@@ -183,7 +186,7 @@ def wait_until_healthy(process: Process, endpoint_url: str, *, log: Path) -> Non
 
 
 def healthy(endpoint_url: str) -> bool:
-    """Tell whether an emulator, MiniStack or LocalStack, answers at this endpoint."""
+    """Return whether an emulator, MiniStack or LocalStack, answers at this endpoint."""
     try:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f"{endpoint_url}/_localstack/health", timeout=2):
@@ -193,10 +196,10 @@ def healthy(endpoint_url: str) -> bool:
 
 
 def stop(process: Process) -> None:
-    """End the emulator and its workers: SIGTERM, and SIGKILL for what is left after ten seconds.
+    """End the emulator and its workers with SIGTERM, and after ten seconds with SIGKILL.
 
-    Does nothing when the process is gone or its id belongs to another one by now. (Workers whose emulator is
-    gone end by themselves: their standard input closes.)
+    Does nothing when the process has ended, or when its id belongs to another process now. Workers end by
+    themselves when the emulator has ended, because their standard input closes.
     """
     for number in (signal.SIGTERM, signal.SIGKILL):
         if not process.alive():
@@ -209,26 +212,28 @@ def stop(process: Process) -> None:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process started, in the system's own terms; None for none and for zombies."""
+    """Return the start time of a process, as the system prints it; None for no process or a zombie."""
     if (_PROC / "self" / "stat").exists():
         try:
-            # Field 2 is the name in parentheses, which may hold anything; field 3 is the state, 22 the start.
+            # Field 2 is the name in parentheses, which may contain anything. Field 3 is the state, 22 the
+            # start.
             fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             return None
         return None if fields[0] in "ZX" else fields[19]
-    # The start is text in the caller's language and time zone, and has to be the same text for every caller.
-    told = subprocess.run(
+    # `ps` prints the start in the caller's language and time zone: fix both, so that every caller gets one
+    # text.
+    line = subprocess.run(
         ["ps", "-o", "stat=,lstart=", "-p", str(pid)],
         env={**os.environ, "LC_ALL": "C", "TZ": "UTC"},
         capture_output=True,
         text=True,
         check=False,
     ).stdout.strip()
-    state, _, started = told.partition(" ")
-    return None if not told or state.startswith("Z") else started.strip()
+    state, _, started = line.partition(" ")
+    return None if not line or state.startswith("Z") else started.strip()
 
 
 def _last_lines(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()[-_LOG_LINES_SHOWN:]
-    return f"Its last words: {' | '.join(lines)}" if lines else "It said nothing."
+    return f"Last log lines: {' | '.join(lines)}" if lines else "It printed nothing."

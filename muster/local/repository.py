@@ -1,7 +1,7 @@
-"""Where the stack's sources are, and the places derived from that.
+"""Finds the stack's sources, and the folders for caches and state.
 
-The sources are functions/, schemas/, statemachines/ and terraform/. In a checkout, and so for an editable
-install, they are beside this package; an installed wheel has copies of them inside.
+The sources are functions/, schemas/, statemachines/ and terraform/. In a checkout, also in an editable
+install, they are beside this package. An installed wheel contains copies of them.
 """
 
 import os
@@ -14,28 +14,28 @@ _SHIPPED = "_sources"
 
 
 def root() -> Path:
-    """Return the folder that holds the sources. Nothing may be written there unless it is a checkout."""
+    """Return the folder of the sources. In an installed wheel it is read-only: a part of the package."""
     shipped = _PACKAGE / _SHIPPED
     if shipped.is_dir():
         return shipped
     if found := checkout():
         return found
     raise MusterError(
-        f"The package in {_PACKAGE} lacks Muster's sources (functions/ and terraform/).",
+        f"The package in {_PACKAGE} does not contain Muster's sources (functions/ and terraform/).",
         fix="Install it again from a wheel or a clone of the repository.",
     )
 
 
 def checkout() -> Path | None:
-    """Return the checkout that this package runs from; None for an installed wheel."""
+    """Return the checkout that contains this package; None for an installed wheel."""
     parent = _PACKAGE.parent
     return parent if (parent / "functions").is_dir() and (parent / "terraform").is_dir() else None
 
 
 def cache_dir() -> Path:
-    """Return the directory for what may be kept between runs: build/cache of the checkout, or the user's.
+    """Return the folder for caches: build/cache of the checkout, or for an installed wheel the user's.
 
-    The user's is ~/.cache/muster, or what XDG_CACHE_HOME says; ~/Library/Caches/muster on macOS.
+    The user's is ~/.cache/muster, or below XDG_CACHE_HOME; ~/Library/Caches/muster on macOS.
     """
     if found := checkout():
         return found / "build" / "cache"

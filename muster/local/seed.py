@@ -1,4 +1,4 @@
-"""The people and shelters of the local stack: `muster up` seeds them, the demo and the tests rely on them."""
+"""The users and shelters of the local stack. `muster up` writes them; the demo and the tests use them."""
 
 from dataclasses import dataclass
 
@@ -16,18 +16,20 @@ class User:
 
     @property
     def email(self) -> str:
-        """An address that can never be delivered to."""
+        """An address in the reserved domain example.org, which gets no mail (RFC 2606)."""
         return f"{self.user_id}@example.org"
 
     def item(self) -> dict[str, str | bool]:
-        """Return the row as DynamoDB's resource API takes it; without a shelter, `shelterId` is absent."""
+        """Return the row for DynamoDB's resource API. Without a shelter, `shelterId` is absent."""
         item: dict[str, str | bool] = {
             "userId": self.user_id,
             "email": self.email,
             "role": self.role,
             "active": self.active,
         }
-        return item if self.shelter_id is None else {**item, "shelterId": self.shelter_id}
+        if self.shelter_id is not None:
+            item["shelterId"] = self.shelter_id
+        return item
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Shelter:
     status: str = "open"
 
     def item(self) -> dict[str, str | int]:
-        """Return the row as DynamoDB's resource API takes it."""
+        """Return the row for DynamoDB's resource API."""
         return {
             "shelterId": self.shelter_id,
             "name": self.name,
@@ -70,11 +72,11 @@ USERS = (
     User("resident-max", "resident"),
     User("resident-nia", "resident", "shelter-south", active=False),
 )
-"""At least two active users of each default role, over both shelters and none, and one inactive user."""
+"""At least two active users of each default role, in both shelters and in none, and one inactive user."""
 
 
 def seed(outputs: Outputs) -> None:
-    """Write USERS and SHELTERS to the tables. Repeatable: rows of the same key are replaced, others stay."""
+    """Write USERS and SHELTERS to the tables. Repeatable: replaces rows of the same key, keeps others."""
     dynamodb = outputs.resource("dynamodb")
     for table, rows in ((outputs.users_table, USERS), (outputs.shelters_table, SHELTERS)):
         with dynamodb.Table(table).batch_writer() as batch:

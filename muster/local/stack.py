@@ -1,15 +1,16 @@
-"""The local stack: the embedded AWS emulator with this checkout's Terraform applied to it.
+"""The local stack: the embedded AWS emulator, with this checkout's Terraform applied to it.
 
-Everything it has on disk is in one state directory:
+All its files are in one state directory:
 
-    stack.lock               marks the directory as a stack's, and is locked while one goes up or down
-    stack.json               phase, endpoint, which process the emulator is, and the Terraform outputs
-    bundle/ source/          what Terraform deploys, and the copy of the module it deploys from
-    terraform.tfstate ...    Terraform's state and data: those in terraform/ belong to the user's AWS work
+    stack.lock               marks the directory as a stack's, and is locked during `up` and `down`
+    stack.json               phase, endpoint, the emulator's process, and the Terraform outputs
+    bundle/ source/          the Lambda bundle, and the copy of the module that Terraform deploys
+    terraform.tfstate ...    Terraform's state and data; those in terraform/ belong to the user's work on AWS
     emulator.log tmp/        the emulator's output and its temporary files
-    logs/                    what each function printed, in a file of its name
+    logs/                    the output of each function, in a file of its name
 
-The emulator keeps AWS in memory, so a stack interrupted before it was usable is thrown away and begun afresh.
+The emulator keeps AWS in memory. A stack that was interrupted before it was ready is removed, and `up` starts
+again from the beginning.
 """
 
 from __future__ import annotations
@@ -38,25 +39,28 @@ _LOCK = "stack.lock"
 _VARIABLES = "variables.tfvars.json"
 _LOG = "emulator.log"
 _FUNCTION_LOGS = "logs"
+_TERRAFORM_DATA = "terraform-data"
 _CONTENTS = (
-    *(
-        record.RECORD,
-        record.PARTIAL_RECORD,
-        _VARIABLES,
-        "bundle",
-        "source",
-        _LOG,
-        _FUNCTION_LOGS,
-        "tmp",
-    ),
-    *("terraform.tfstate", "terraform.tfstate.backup", ".terraform.tfstate.lock.info", "terraform-data"),
+    record.RECORD,
+    record.PARTIAL_RECORD,
+    _VARIABLES,
+    "bundle",
+    "source",
+    _LOG,
+    _FUNCTION_LOGS,
+    "tmp",
+    "terraform.tfstate",
+    "terraform.tfstate.backup",
+    ".terraform.tfstate.lock.info",
+    _TERRAFORM_DATA,
 )
-# How long Terraform may make no progress. With both, a start that stalls twice ends within three minutes.
+# How long Terraform may make no progress. With both limits, a start that stalls twice ends within three
+# minutes.
 _STALL_SECONDS = 60.0
 _SECOND_STALL_SECONDS = 25.0
-# Fewer at once than on AWS, where Lambdas do not share the cores of one machine.
+# Smaller than on AWS: here all Lambdas share the cores of one machine.
 _SMALL_SCALE: Mapping[str, Any] = {"audience_shards": 2, "partition_concurrency": 2, "batch_concurrency": 2}
-# The module and what it reads beside it, without what the user keeps there for AWS.
+# The module and the folder that it reads, without the files that the user keeps there for AWS.
 _MODULE_FOLDERS = ("terraform", "statemachines")
 _USERS_OWN = shutil.ignore_patterns(
     ".terraform*", "*.tfstate*", "*.tfvars*", "*_override.tf*", "tests", "examples"
@@ -66,10 +70,10 @@ _NOT_INHERITED = ("AWS_", "TF_VAR_", "TF_CLI_ARGS", "TF_DATA_DIR", "TF_WORKSPACE
 
 @dataclass(frozen=True)
 class Status:
-    """What runs. `process` is None when the stack is down, or attached to an emulator of somebody else's.
+    """The state of a stack. `process` is None when the stack is down, or attached to an external emulator.
 
-    `outputs` is None before the stack is ready, and when a version of Muster with other outputs brought it
-    up: `up` brings it up to date, `down` does not need them.
+    `outputs` is None before the stack is ready, and when a version of Muster with other outputs started it:
+    `up` updates it, and `down` does not need the outputs.
     """
 
     phase: Phase
@@ -87,8 +91,8 @@ class Status:
 class Stack:
     """One local stack, identified by its state directory. POSIX systems only.
 
-    `up` and `down` may be called from different processes, any number of times; a second one at the same time
-    gets a StackError. A KeyboardInterrupt leaves no process behind that the interrupted call started.
+    `up` and `down` may be called repeatedly and from different processes. A second call at the same time
+    raises StackError. After a KeyboardInterrupt, no process that the interrupted call started is left.
     """
 
     def __init__(
@@ -100,11 +104,11 @@ class Stack:
         variables: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Describe a stack; nothing is started yet.
+        """Describe a stack. Nothing starts before `up`.
 
-        port: where on 127.0.0.1 the emulator listens, 4566 by default, 0 for any free one.
-        endpoint: an emulator that runs already (LocalStack, say), instead of an embedded one.
-        variables: Terraform variables on top of the local stack's own.
+        port: the emulator's port on 127.0.0.1: 4566 by default, 0 for a free one.
+        endpoint: a running emulator, such as LocalStack, to use instead of the embedded one.
+        variables: Terraform variables that override those of the local stack.
         """
         self.state_dir = (state_dir or repository.default_state_dir()).absolute()
         self._port = port
@@ -118,12 +122,12 @@ class Stack:
         return self.state_dir / _LOG
 
     def status(self) -> Status:
-        """Tell what runs, by the recorded process: what answers on a port could be somebody else's."""
+        """Return the status, by the recorded process: another program may answer on the port."""
         recorded = record.read(self.state_dir)
         return self._parse(recorded) if recorded.running() else Status("down")
 
     def ready(self) -> Outputs | None:
-        """Return the outputs if the stack is up with these Terraform variables; its code is not compared."""
+        """Return the outputs if the stack is up with these Terraform variables. Its code is not compared."""
         status = self.status()
         if status.phase != "ready":
             return None
@@ -134,18 +138,18 @@ class Stack:
         return None
 
     def up(self) -> Outputs:
-        """Bring the stack up and return its outputs.
+        """Start the stack, or update the running one, and return its outputs.
 
-        A stack that is up already gets the current code and Terraform applied, and keeps its data. When the
-        first apply fails or is interrupted, the emulator is stopped again. When it makes no progress for a
-        minute, because an answer was lost, it starts afresh once on a new emulator.
+        A running stack gets the current code and Terraform, and keeps its data. When the first apply fails or
+        is interrupted, the emulator is stopped. When it makes no progress for a minute, because an answer was
+        lost, `up` tries once more on a new emulator.
         """
         with self._locked():
             before = self.status()
-            # Somebody else's emulator still has what an interrupted apply made: go on from that state.
+            # An external emulator still has the resources of an interrupted apply: continue from that state.
             if before.phase == "ready" or (before.phase != "down" and before.process is None):
                 self._require_same_place(before)
-                self._progress.step(f"The local stack is up on {before.endpoint_url}: applying what changed")
+                self._progress.step(f"The local stack is up on {before.endpoint_url}: applying changes")
                 return self._deploy(before)
             self._stop_and_clean(before)
             try:
@@ -153,20 +157,21 @@ class Stack:
             except TerraformStalled as stalled:
                 if self._endpoint:
                     raise
-                self._progress.step(f"Starting afresh, because an answer was lost: {stalled}")
+                self._progress.step(f"Starting again on a new emulator: {stalled}")
             try:
                 return self._begin(_SECOND_STALL_SECONDS)
             except TerraformStalled as stalled:
                 raise TerraformStalled(
                     f"{stalled} This was the second attempt.",
-                    fix=f"Run `muster up` again when the machine is less busy; {self.log_file} may say more.",
+                    fix=f"Run `muster up` again when the machine is less busy, and see {self.log_file}.",
                 ) from None
 
     def down(self) -> bool:
-        """Destroy and stop; return False when nothing was up.
+        """Destroy the resources and stop the emulator; return False when the stack was not up.
 
-        An embedded emulator is stopped, and the state removed, even when Terraform cannot destroy everything.
-        Attached to an endpoint, a failed destroy raises and keeps the state, so that it can be repeated.
+        The embedded emulator is stopped, and the state removed, even when Terraform cannot destroy
+        everything. With an external emulator, a failed destroy raises and keeps the state, so that it can be
+        repeated.
         """
         if not self.state_dir.exists():
             return False
@@ -186,11 +191,11 @@ class Stack:
             return status.phase != "down"
 
     def plan(self) -> list[PlannedChange]:
-        """Return what Terraform would change in the running stack: nothing, right after `up`."""
+        """Return the changes that Terraform would make now. Right after `up` there are none."""
         return self._terraform(self.status().require_endpoint()).plan(self._var_file)
 
     def machines(self) -> dict[str, tuple[str, str]]:
-        """Return the template and the definition of each running state machine, as last deployed."""
+        """Return the deployed template and definition of each state machine."""
         machines = self._require_outputs().client("stepfunctions")
         folder = self.state_dir / "source" / "statemachines"
         return {
@@ -202,7 +207,7 @@ class Stack:
         }
 
     def update_functions(self) -> None:
-        """Give the running functions the checkout's code, and nothing else."""
+        """Deploy the checkout's code to the running functions, without Terraform."""
         with self._locked():
             outputs = self._require_outputs()
             archive = bundle.build_local(self.state_dir / "bundle").functions.read_bytes()
@@ -211,7 +216,7 @@ class Stack:
                 functions.update_function_code(FunctionName=name, ZipFile=archive)
 
     def update_machine(self, name: str, definition: str) -> None:
-        """Give a running state machine ("broadcast" or "fanout") a definition."""
+        """Deploy a definition to a running state machine ("broadcast" or "fanout"), without Terraform."""
         with self._locked():
             machines = self._require_outputs().client("stepfunctions")
             machines.update_state_machine(stateMachineArn=self._machine_arns()[name], definition=definition)
@@ -231,23 +236,25 @@ class Stack:
         return status.outputs
 
     def _begin(self, stall_seconds: float) -> Outputs:
-        """Start an emulator and deploy to it; when that fails, leave nothing of it but its logs."""
+        """Start an emulator and deploy to it. When that fails, keep only its logs."""
         try:
             return self._deploy(self._start(), stall_seconds)
         except BaseException:
             failed = self._parse(record.read(self.state_dir))
             if failed.process:
-                self._progress.step("Stopping the emulator again")
-                self._stop_and_clean(failed, keep=(_LOG, _FUNCTION_LOGS, "terraform-data"))
+                self._progress.step("Stopping the emulator")
+                self._stop_and_clean(failed, keep=(_LOG, _FUNCTION_LOGS, _TERRAFORM_DATA))
             raise
 
     def _start(self) -> Status:
-        find_binary()  # its absence is better told before anything runs
+        find_binary()  # raises before anything has started
         if self._endpoint:
             if not emulator.healthy(self._endpoint):
                 raise StackError(f"No emulator answers at {self._endpoint}.", fix="Start it first.")
             return self._write(Status("starting", self._endpoint))
-        port = DEFAULT_PORT if self._port is None else self._port or emulator.free_port()
+        port = DEFAULT_PORT if self._port is None else self._port
+        if port == 0:
+            port = emulator.free_port()
         emulator.require_free(port)
         self._progress.step(f"Starting the emulator on {emulator.HOST}:{port}")
         starting = Status("starting", f"http://{emulator.HOST}:{port}")
@@ -261,7 +268,7 @@ class Stack:
         return replace(starting, process=process)
 
     def _deploy(self, status: Status, stall_seconds: float = _STALL_SECONDS) -> Outputs:
-        """Build, apply and seed. The emulator boots meanwhile, so it is waited for as late as possible."""
+        """Build, apply and seed. The emulator starts meanwhile, so this waits for it as late as possible."""
         endpoint_url = status.require_endpoint()
         self._progress.step("Building the Lambda bundle")
         bundle.build_local(self.state_dir / "bundle")
@@ -282,20 +289,20 @@ class Stack:
 
     def _destroy(self, status: Status) -> None:
         self._write(replace(status, phase="destroying"))
-        self._progress.step("Destroying what Terraform made")
+        self._progress.step("Destroying Terraform's resources")
         try:
             self._terraform(status.require_endpoint()).destroy("-refresh=false", self._var_file)
         except TerraformError as error:
             if status.process is None:
                 raise
-            self._progress.step(f"Going on to stop the emulator, although {error.message}")
+            self._progress.step(f"Stopping the emulator without a complete destroy: {error.message}")
 
     def _terraform(self, endpoint_url: str, stall_seconds: float = _STALL_SECONDS) -> Terraform:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
         environment = {
             **inherited,
             **emulator.local_environment(endpoint_url),
-            "TF_DATA_DIR": str(self.state_dir / "terraform-data"),
+            "TF_DATA_DIR": str(self.state_dir / _TERRAFORM_DATA),
         }
         module = self.state_dir / "source" / "terraform"
         return Terraform(
@@ -307,7 +314,7 @@ class Stack:
         return f"-var-file={self.state_dir / _VARIABLES}"
 
     def _write_source(self, endpoint_url: str) -> None:
-        """Copy the module, so that its lock file, backend and variables and those of AWS never meet."""
+        """Copy the module, to keep its lock file, backend and variables apart from those for AWS."""
         source = self.state_dir / "source"
         for folder in _MODULE_FOLDERS:
             shutil.rmtree(source / folder, ignore_errors=True)
@@ -347,7 +354,7 @@ class Stack:
         return status
 
     def _stop_and_clean(self, status: Status, keep: tuple[str, ...] = ()) -> None:
-        """Stop the recorded emulator, then remove what this class put into the state directory, no more."""
+        """Stop the recorded emulator. Then remove only what this class put into the state directory."""
         if status.process:
             emulator.stop(status.process)
         for name in _CONTENTS:
@@ -360,9 +367,9 @@ class Stack:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the state directory's lock, which the system gives back however this process ends."""
+        """Hold the state directory's lock. The system releases it however this process ends."""
         try:
-            import fcntl  # noqa: PLC0415 - not on Windows, where the rest of the package works without it
+            import fcntl  # noqa: PLC0415 - missing on Windows, where the rest of the package works
         except ImportError:
             raise StackError(
                 "The local stack needs Linux or macOS.",
@@ -370,13 +377,16 @@ class Stack:
             ) from None
         path = self.state_dir / _LOCK
         if self.state_dir.exists() and not path.exists() and any(self.state_dir.iterdir()):
-            raise StackError(f"{self.state_dir} holds something else.", fix="Name another --state-dir.")
+            raise StackError(
+                f"{self.state_dir} is not empty, and is not the folder of a stack.",
+                fix="Name another --state-dir.",
+            )
         self.state_dir.mkdir(parents=True, exist_ok=True)
         with path.open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StackError(
-                    "Another process is bringing this stack up or down.", fix="Wait until it is done."
+                    "Another process is starting or stopping this stack.", fix="Wait until it has finished."
                 ) from None
             yield

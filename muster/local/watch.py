@@ -1,9 +1,9 @@
-"""What `muster up --watch` does: a saved function, schema or state machine becomes live at once.
+"""`muster up --watch`: deploys each saved function, schema and state machine to the running stack.
 
-Functions get the rebuilt functions.zip (UpdateFunctionCode), state machines their definition
-(UpdateStateMachine). Terraform renders a definition with `templatefile`; here the values of its `${name}` are
-read out of the running definition, which has the structure of the template it was deployed from. Whatever
-else is saved needs Terraform: its files, and functions/requirements.txt, which decides the layer.
+Functions get the rebuilt functions.zip (UpdateFunctionCode), and state machines their definition
+(UpdateStateMachine). Terraform renders a definition with `templatefile`. Here the values of its `${name}`
+come from the running definition, which has the structure of its template. Other saved files need an apply:
+those of Terraform, and functions/requirements.txt, which determines the layer.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from muster.local.stack import Stack
 
 FOLDERS = ("functions", "schemas", "statemachines", "terraform")
 
-_KEPT = "Correct the file and save it again: what runs has not changed."
+_KEPT = "Correct the file and save it again. The running stack has not changed."
 _SUFFIX = ".asl.json"
 
 
 class Live:
-    """The running stack, which takes saved files."""
+    """The running stack, to which saved files are deployed."""
 
     def __init__(self, stack: Stack) -> None:
-        """Read the variables of the running state machines; the stack must be up."""
+        """Read the variables of the running state machines. The stack must be up."""
         self._stack = stack
         self._root = repository.root()
         self._variables = self._read_variables()
 
     def take(self, saved: Iterable[Path]) -> str:
-        """Make saved files live; return what was done. Raises MusterError, and what runs has not changed.
+        """Deploy saved files, and return what was done.
 
-        Terraform's own errors are an exception: an apply may have changed a part.
+        Raises MusterError when a file is wrong. Then the running stack has not changed, unless Terraform
+        failed in the middle of an apply.
         """
         names = {path.absolute().relative_to(self._root).as_posix() for path in saved}
         machines = sorted(name for name in names if name.startswith("statemachines/") and self._known(name))
@@ -88,7 +89,7 @@ class Live:
         return text
 
     def _check_code(self) -> None:
-        """Check all files, because each is in the bundle, saved now or earlier."""
+        """Check all files, because the bundle contains those that were saved earlier too."""
         for path in sorted((self._root / "functions").rglob("*.py")):
             name = path.relative_to(self._root).as_posix()
             try:
@@ -102,7 +103,7 @@ class Live:
 
 
 def read_variables(template: Any, rendered: Any, found: dict[str, str]) -> None:
-    """Put the value of each `${name}` in a template's strings into `found`, by what they became."""
+    """Put the value of each `${name}` of a template into `found`, by comparing with the rendered strings."""
     if isinstance(template, dict) and isinstance(rendered, dict):
         for key in template.keys() & rendered.keys():
             read_variables(template[key], rendered[key], found)
@@ -116,27 +117,28 @@ def read_variables(template: Any, rendered: Any, found: dict[str, str]) -> None:
             found.update(zip(literals[1::2], match.groups(), strict=True))
 
 
-def watch(stack: Stack, tell: Callable[[str, str | None], None], stop: Event | None = None) -> None:
-    """Take what is saved until `stop` is set. `tell` gets each result, and with an error its fix."""
+def watch(stack: Stack, report: Callable[[str, str | None], None], stop: Event | None = None) -> None:
+    """Deploy saved files until `stop` is set. `report` gets each result, and with an error its fix."""
     try:
         from watchfiles import watch as changes_in  # noqa: PLC0415 - only with the `local` extra
     except ImportError:
         raise StackError("--watch needs the package watchfiles.", fix="pip install 'muster[local]'") from None
     live = Live(stack)
     folders = [repository.root() / name for name in FOLDERS]
-    tell(
-        "Watching functions, schemas, statemachines and terraform. Ctrl-C ends it; the stack stays up.", None
+    report(
+        "Watching functions, schemas, statemachines and terraform. Ctrl-C stops it; the stack stays up.",
+        None,
     )
     for changes in changes_in(*folders, watch_filter=_is_source, debounce=200, step=50, stop_event=stop):
         began = time.monotonic()
         try:
             done = live.take({Path(path) for _, path in changes})
         except MusterError as error:
-            tell(error.message, error.fix or _KEPT)
+            report(error.message, error.fix or _KEPT)
         except (BotoCoreError, ClientError) as error:
-            tell(f"The emulator refused the change: {error}", _KEPT)
+            report(f"The emulator refused the change: {error}", _KEPT)
         else:
-            tell(f"{done} ({time.monotonic() - began:.1f} s)", None)
+            report(f"{done} ({time.monotonic() - began:.1f} s)", None)
 
 
 def _is_source(_change: object, path: str) -> bool:
@@ -159,4 +161,4 @@ def _require_json(name: str, text: str) -> None:
     try:
         json.loads(text)
     except ValueError as error:
-        raise StackError(f"{name} does not hold JSON: {error}.", fix=_KEPT) from None
+        raise StackError(f"{name} is not valid JSON: {error}.", fix=_KEPT) from None

@@ -1,9 +1,10 @@
-"""Trying what a deployment promises, on AWS or on the local stack, without reaching anybody.
+"""Verifies that a deployment keeps its promises, on AWS or on the local stack, without reaching anybody.
 
     report = await verify(outputs, SecretTokens(TokenIssuer.from_outputs(outputs)))
 
-A run makes users, connections and broadcasts of its own, compares what happens with what Muster promises and
-AWS documents, and removes all that it made, also when it is cancelled. docs/verify.md describes each check.
+A run makes its own users, connections and broadcasts, and compares the results with what Muster promises and
+AWS documents. It removes everything that it made, also when it is cancelled. docs/verify.md describes each
+check.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from muster.errors import MusterError
 from muster.outputs import Outputs
 from muster.progress import Progress, Silent
 from muster.tokens import TokenIssuer
-from muster.verify import account, traffic
-from muster.verify.probe import Consent, Probe, UnsafeTarget
-from muster.verify.rows import Broken, CannotTell, Check, Report, Row, carry_out
+from muster.verify import account, broadcasts, closing, durations, handshakes, reconnects
+from muster.verify.check import Check, carry_out
+from muster.verify.probe import Probe
+from muster.verify.rows import Broken, CannotTell, Report, Row
+from muster.verify.targets import Consent, UnsafeTarget
 from muster.verify.tokens import CommandTokens, SecretTokens, Tokens
 
 __all__ = [
@@ -39,15 +42,22 @@ __all__ = [
     "verify",
 ]
 
-CHECKS: tuple[Check, ...] = (*account.CHECKS, *traffic.CHECKS)
+CHECKS: tuple[Check, ...] = (
+    account.CHECKS
+    + handshakes.CHECKS
+    + broadcasts.CHECKS
+    + reconnects.CHECKS
+    + durations.CHECKS
+    + closing.CHECKS
+)
 """Every check, in the order in which they run."""
 
 FEWEST_CLIENTS = 3
-"""Two for a broadcast, one of them in the shelter, and one that must not get it."""
+"""Two that get a broadcast to users, one of them in the shelter, and one that must not get it."""
 
 
 def tokens_for(outputs: Outputs, command: str | None = None) -> Tokens:
-    """Return where the tokens of a run come from: a command, or the deployment's secret."""
+    """Return the source of a run's tokens: the command, or the deployment's secret."""
     if command is not None:
         return CommandTokens(command)
     if outputs.jwt_secret_arn is None:
@@ -68,9 +78,9 @@ async def verify(
     progress: Progress | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> Report:
-    """Carry out the checks, all or `only` those and what they need, and return a row for each.
+    """Carry out all checks, or `only` those named and the ones that they need; return a row for each.
 
-    A check that fails is a row. Raises MusterError only when the run cannot begin: its users cannot be made.
+    A failed check is a row, not an error. Raises MusterError when the run cannot make its users.
     """
     shown = progress or Silent()
     probe = await asyncio.to_thread(Probe, outputs, tokens, clients, shown, consent or Consent())
@@ -91,14 +101,15 @@ async def verify(
 
 
 def chosen(only: Collection[str], consent: Consent) -> list[Check]:
-    """Return the checks with these names and those that they need; all without names.
+    """Return the named checks and those that they need, or all checks when none is named.
 
-    Those that need a consent which was not given are left out, or refused when they are named.
+    Checks that need a consent which was not given are left out, or refused when they are named.
     """
     given = {"scopes": bool(consent.scopes), "idle": consent.slow}
     if refused := [name for name in only if not given.get(name, True)]:
         raise MusterError(
-            f"{refused[0]} needs a consent.", fix="Add --scopes all,role for scopes, --slow for idle."
+            f"The check {refused[0]} needs your consent.",
+            fix="Add --scopes all,role for the check scopes, or --slow for idle.",
         )
     if not only:
         return [check for check in CHECKS if given.get(check.name, True)]
@@ -106,13 +117,14 @@ def chosen(only: Collection[str], consent: Consent) -> list[Check]:
     if unknown := [name for name in only if name not in by_name]:
         raise MusterError(f"There is no check {', '.join(unknown)}.", fix=f"Use one of {', '.join(by_name)}.")
     needed = set(only)
-    while more := {name for each in needed for name in by_name[each].needs} - needed:
-        needed |= more
+    for check in reversed(CHECKS):  # a check needs only earlier ones
+        if check.name in needed:
+            needed.update(check.needs)
     return [check for check in CHECKS if check.name in needed]
 
 
 def live_connections(outputs: Outputs) -> dict[str, int]:
-    """Count the live connections: of everybody ("all"), and of each role. Reads the whole table."""
+    """Count all live connections ("all"), and those of each role. Reads the whole connections table."""
     pages = (
         outputs.client("dynamodb")
         .get_paginator("scan")

@@ -1,4 +1,4 @@
-"""Checks that read what is deployed and what the account allows. They change nothing."""
+"""Checks that read the deployment's settings and the account's quotas. They change nothing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from botocore.exceptions import ClientError
 from muster.aws import error_code
 from muster.errors import MusterError
 from muster.outputs import Outputs
-from muster.verify.probe import Probe, finished
-from muster.verify.rows import DENIED, Broken, CannotTell, Check
+from muster.verify.aws import finished
+from muster.verify.check import DENIED, Check
+from muster.verify.probe import Probe
+from muster.verify.rows import Broken, CannotTell
+from muster.verify.sources import OPERATIONS
 
 PAGING_ALARMS = (
     "broadcasts-failed",
@@ -23,7 +26,7 @@ PAGING_ALARMS = (
     "connections-failed",
     "undeliverable",
 )
-"""Of the alarms in terraform/alarms.tf, those which say that people were not reached."""
+"""The alarms of terraform/alarms.tf that report people who were not reached."""
 
 EXPIRING = ("connections", "messages")
 
@@ -31,7 +34,7 @@ TRACE_SECONDS = 60.0
 
 
 async def function(probe: Probe, name: str) -> dict[str, Any]:
-    """Return the configuration of a function, by the name of its source."""
+    """Return the configuration of a function, by the name of its source file."""
     deployed = probe.outputs.function_names.get(name)
     if deployed is None:
         raise CannotTell("The outputs do not name the functions.", "Export the outputs of this version.")
@@ -61,20 +64,26 @@ def prefix(probe: Probe) -> str:
 
 def _aws_only(probe: Probe, what: str) -> None:
     if probe.local:
-        raise CannotTell(f"The emulator has no {what}.", "Run it against AWS.")
+        raise CannotTell(f"The emulator has no {what}.", "Run it on AWS.")
 
 
 # ---- Quotas
 
 
 async def request_quota(probe: Probe) -> str:
-    """Compare the pace of posting with the requests per second that the account may make."""
+    """Compare the rate of posts with the requests per second that the account may make."""
     _aws_only(probe, "Service Quotas")
     machine = await definition(probe, probe.outputs.broadcast_state_machine_arn)
-    pace = re.search(r"\$burst := ([\d.e+]+) / \$lanes; \{'rate': ([\d.e+]+) / \$lanes", json.dumps(machine))
+    pace = re.search(
+        r"\$burst := (?P<burst>[\d.e+]+) / \$lanes; \{'rate': (?P<rate>[\d.e+]+) / \$lanes",
+        json.dumps(machine),
+    )
     if pace is None:
-        raise CannotTell("The broadcast machine does not show its pace.", "Use the version that is deployed.")
-    burst, rate = (float(number) for number in pace.groups())
+        raise CannotTell(
+            "The definition of the broadcast machine has no known rate.",
+            "Use the version of Muster that is deployed.",
+        )
+    burst, rate = float(pace["burst"]), float(pace["rate"])
     allowed_rate, allowed_burst = await _throttle(probe)
     figures = f"post_rate {rate:g} of {allowed_rate:g}/s, post_burst {burst:g} of {allowed_burst:g}"
     if rate > allowed_rate or burst > allowed_burst:
@@ -86,7 +95,7 @@ async def request_quota(probe: Probe) -> str:
 
 
 async def _throttle(probe: Probe) -> tuple[float, float]:
-    """Return the account's rate and burst: what API Gateway applies, else what Service Quotas lists."""
+    """Return the account's rate and burst from API Gateway, or else from Service Quotas."""
     try:
         account = await probe.call("apigateway", "get_account")
         settings = account["throttleSettings"]
@@ -95,10 +104,10 @@ async def _throttle(probe: Probe) -> tuple[float, float]:
         if isinstance(error, ClientError) and error_code(error) not in DENIED:
             raise
     quotas = await _quotas(probe, "apigateway")
-    rates = [quotas.get(name) for name in ("Throttle rate", "Throttle burst rate")]
-    if rates[0] is None or rates[1] is None:
+    rate, burst = quotas.get("Throttle rate"), quotas.get("Throttle burst rate")
+    if rate is None or burst is None:
         raise CannotTell("Service Quotas lists no throttle rate for API Gateway.")
-    return rates[0], rates[1]
+    return rate, burst
 
 
 async def _quotas(probe: Probe, service: str) -> dict[str, float]:
@@ -119,27 +128,30 @@ async def granted_quotas(probe: Probe) -> str:
     # A DynamoDB partition takes 1,000 writes a second, and each connect is one [DynamoDB limits].
     if connects and max(connects) > 1000 * shards:
         raise Broken(
-            f"{listed}; but {shards} audience shards take {1000 * shards} connects a second.",
+            f"{listed}; but {shards} audience shards take only {1000 * shards} connects a second.",
             f"Set audience_shards to {-(-int(max(connects)) // 1000)}.",
         )
     return f"{listed}."
 
 
 async def lambda_concurrency(probe: Probe) -> str:
-    """Compare the account's concurrent executions with what one broadcast uses."""
+    """Compare the account's unreserved concurrency with the concurrency of one broadcast."""
     _aws_only(probe, "limit of concurrent executions")
     broadcast = await definition(probe, probe.outputs.broadcast_state_machine_arn)
     fanout = await definition(probe, probe.outputs.fanout_state_machine_arn)
     lanes = re.search(r'"MaxConcurrency": "\{% (\d+) %\}"', json.dumps(broadcast))
     batches = re.search(r'"MaxConcurrency": "\{% (\d+) %\}"', json.dumps(fanout))
     if lanes is None or batches is None:
-        raise CannotTell("The machines do not show their concurrency.", "Use the version that is deployed.")
+        raise CannotTell(
+            "The definitions of the machines have no known concurrency.",
+            "Use the version of Muster that is deployed.",
+        )
     wanted = int(lanes[1]) * int(batches[1])
     limit = (await probe.call("lambda", "get_account_settings"))["AccountLimit"]
     free = limit["UnreservedConcurrentExecutions"]
     if free < wanted:
         raise Broken(
-            f"{free} concurrent executions are unreserved, and a broadcast uses up to {wanted}.",
+            f"Only {free} concurrent executions are unreserved, and a broadcast uses up to {wanted}.",
             "Raise the quota of Lambda's concurrent executions, or lower partition_concurrency.",
         )
     return f"{free} concurrent executions are unreserved; a broadcast uses up to {wanted}."
@@ -159,7 +171,7 @@ def _tables(probe: Probe) -> dict[str, str]:
 
 
 async def expiry(probe: Probe) -> str:
-    """Look at the time to live of the tables whose rows expire."""
+    """Read the time to live of the tables whose rows expire."""
     off = []
     for name in EXPIRING:
         answer = await probe.call("dynamodb", "describe_time_to_live", TableName=_tables(probe)[name])
@@ -169,16 +181,16 @@ async def expiry(probe: Probe) -> str:
         ):
             off.append(name)
     if off:
-        raise Broken(f"No rows expire in {' and '.join(off)}.", "Apply terraform/ again.")
-    return "The attribute ttl expires rows of connections and messages."
+        raise Broken(f"Rows do not expire in {' and '.join(off)}.", "Apply terraform/ again.")
+    return "Rows of connections and messages expire by the attribute ttl."
 
 
 async def recovery(probe: Probe) -> str:
-    """Look at the point-in-time recovery of the tables that the module made."""
+    """Read the point-in-time recovery of the tables that the module created."""
     off, others = [], []
     for name, table in _tables(probe).items():
         if table != f"{prefix(probe)}-{name}":
-            others.append(table)  # of existing_tables: its owner decides
+            others.append(table)  # named in existing_tables: its owner decides
             continue
         answer = await probe.call("dynamodb", "describe_continuous_backups", TableName=table)
         status = answer["ContinuousBackupsDescription"].get("PointInTimeRecoveryDescription", {})
@@ -186,11 +198,11 @@ async def recovery(probe: Probe) -> str:
             off.append(name)
     if off:
         raise Broken(f"Without point-in-time recovery: {', '.join(off)}.", "Apply terraform/ again.")
-    return "Every table has it" + (f", apart from your own {', '.join(others)}." if others else ".")
+    return "Every table has it" + (f", except your own {', '.join(others)}." if others else ".")
 
 
 async def encryption(probe: Probe) -> str:
-    """Look at the keys of the topic and the queue."""
+    """Read the encryption settings of the offline topic and its SQS queue."""
     topic = await probe.call("sns", "get_topic_attributes", TopicArn=probe.outputs.offline_topic_arn)
     queue = await probe.call(
         "sqs", "get_queue_attributes", QueueUrl=probe.outputs.offline_queue_url, AttributeNames=["All"]
@@ -198,14 +210,14 @@ async def encryption(probe: Probe) -> str:
     plain = [] if topic["Attributes"].get("KmsMasterKeyId") else ["topic"]
     attributes = queue["Attributes"]
     if not attributes.get("KmsMasterKeyId") and attributes.get("SqsManagedSseEnabled") != "true":
-        plain.append("queue")
+        plain.append("SQS queue")
     if plain:
         raise Broken(f"Not encrypted at rest: offline {' and '.join(plain)}.", "Apply terraform/ again.")
-    return "The offline topic and queue are encrypted at rest."
+    return "The offline topic and its SQS queue are encrypted at rest."
 
 
 async def plain_http(probe: Probe) -> str:
-    """Read the queue's attributes over TLS, and then try the same over plain HTTP."""
+    """Read the attributes of the offline SQS queue over TLS, then over plain HTTP."""
     _aws_only(probe, "TLS")
     url = probe.outputs.offline_queue_url
     await probe.call("sqs", "get_queue_attributes", QueueUrl=url, AttributeNames=["QueueArn"])
@@ -221,13 +233,13 @@ async def plain_http(probe: Probe) -> str:
         )
     except ClientError as error:
         if error_code(error) in DENIED:
-            return "The queue answered over TLS and refused the same call without."
+            return "The SQS queue answered over TLS, and refused the same call over plain HTTP."
         raise
-    raise Broken("The queue answered over plain HTTP.", "Apply terraform/ again.")
+    raise Broken("The SQS queue answered over plain HTTP.", "Apply terraform/ again.")
 
 
 async def log_groups(probe: Probe) -> str:
-    """Look for each function's log group."""
+    """Read the retention of each log group."""
     names = sorted(set(probe.outputs.log_groups.values()))
     if not names:
         raise CannotTell("The outputs name no log groups.", "Export the outputs of this version.")
@@ -238,14 +250,14 @@ async def log_groups(probe: Probe) -> str:
         if group is None:
             problems.append(f"{name} is missing")
         elif not group.get("retentionInDays"):
-            problems.append(f"{name} keeps everything for ever")
+            problems.append(f"{name} has no retention")
     if problems:
         raise Broken(f"{'; '.join(problems)}.", "Apply terraform/ again.")
     return f"{len(names)} log groups exist, each with a retention."
 
 
 async def alarms(probe: Probe) -> str:
-    """Look for the alarms which say that people were not reached, and whom they tell."""
+    """Read the alarms that report people who were not reached, and their actions."""
     _aws_only(probe, "alarms of Muster")
     found = {
         alarm["AlarmName"].removeprefix(f"{prefix(probe)}-"): alarm
@@ -256,20 +268,20 @@ async def alarms(probe: Probe) -> str:
     if missing := [name for name in PAGING_ALARMS if name not in found]:
         raise Broken(f"Missing alarms: {', '.join(missing)}.", "Apply terraform/ again.")
     if silent := [name for name in PAGING_ALARMS if not found[name].get("AlarmActions")]:
-        raise Broken(f"{', '.join(silent)} would tell nobody.", "Set alarm_actions.")
+        raise Broken(f"Alarms without an action: {', '.join(silent)}.", "Set alarm_actions.")
     ringing = sorted(name for name, alarm in found.items() if alarm.get("StateValue") == "ALARM")
-    return f"{len(found)} alarms exist and tell somebody. In alarm now: {', '.join(ringing) or 'none'}."
+    return f"{len(found)} alarms exist and have actions. In alarm now: {', '.join(ringing) or 'none'}."
 
 
 async def traces(probe: Probe) -> str:
-    """Look for the trace of a broadcast, and whether its fan-out joins it."""
+    """Look for the trace of a broadcast, and whether it includes the fan-out."""
     _aws_only(probe, "X-Ray")
-    execution = await probe.start({"users": [probe.cast.absent.user_id]}, {"text": "Trace of a test."})
+    execution = await probe.start({"users": [probe.users.absent.user_id]}, {"text": "Trace of a test."})
     await probe.receipt(execution)
     described = await probe.call("stepfunctions", "describe_execution", executionArn=execution.arn)
     root = re.search(r"Root=([^;]+)", described.get("traceHeader") or "")
     if root is None:
-        raise CannotTell("The execution has no trace header: it was not sampled.", "Repeat it.")
+        raise CannotTell("The execution has no trace header: it was not sampled.", "Run it again.")
     deadline = time.monotonic() + TRACE_SECONDS
     names: set[str] = set()
     fanout = f"{prefix(probe)}-fanout"
@@ -284,24 +296,27 @@ async def traces(probe: Probe) -> str:
             break
         await asyncio.sleep(2)
     if not names:
-        raise CannotTell(f"No trace was there after {TRACE_SECONDS:.0f} s: it may not have been sampled.")
-    joins = "joins it" if fanout in names else "has a trace of its own"
-    return f"The broadcast is traced, and its fan-out {joins}."
+        raise CannotTell(
+            f"No trace appeared within {TRACE_SECONDS:.0f} s: the broadcast may not have been sampled."
+        )
+    joins = "joins its trace" if fanout in names else "has a trace of its own"
+    return f"The broadcast is traced. Its fan-out {joins}."
 
-
-OPERATIONS = "Muster: docs/operations.md"
 
 CHECKS = (
-    Check("post-rate", "Broadcasts stay under the account's quota.", OPERATIONS, request_quota),
-    Check("quotas", "The shards take every connect that the account allows.", OPERATIONS, granted_quotas),
+    Check("post-rate", "Broadcasts stay below the account's quota.", OPERATIONS, request_quota),
+    Check("quotas", "The shards accept as many connects as the account allows.", OPERATIONS, granted_quotas),
     Check(
-        "lambda-concurrency", "Lambda may run a broadcast's batches at once.", OPERATIONS, lambda_concurrency
+        "lambda-concurrency",
+        "Lambda can run all batches of a broadcast at once.",
+        OPERATIONS,
+        lambda_concurrency,
     ),
     Check("expiry", "Rows of connections and messages expire.", "Muster: docs/data.md", expiry),
     Check("recovery", "Tables can be restored to a point in time.", "Muster: docs/data.md", recovery),
-    Check("encryption", "What waits is encrypted.", "Muster: docs/data.md", encryption),
-    Check("plain-http", "Queues refuse plain HTTP.", "Muster: docs/security.md", plain_http),
-    Check("log-groups", "What functions log is kept, and not for ever.", OPERATIONS, log_groups),
-    Check("alarms", "Somebody is told when people are not reached.", OPERATIONS, alarms),
+    Check("encryption", "Messages in SNS and SQS are encrypted.", "Muster: docs/data.md", encryption),
+    Check("plain-http", "The SQS queue refuses plain HTTP.", "Muster: docs/security.md", plain_http),
+    Check("log-groups", "Logs are kept, for a limited time.", OPERATIONS, log_groups),
+    Check("alarms", "Somebody is notified when people are not reached.", OPERATIONS, alarms),
     Check("traces", "A broadcast is traced.", OPERATIONS, traces),
 )

@@ -1,7 +1,7 @@
-"""Whether an SNS subscription may get a notification: its filter policy, read carefully.
+"""Decides by its filter policy whether an SNS subscription may get a notification.
 
-What this module does not know counts as a match, and so does a property of a message body whose value is not
-known here: it is used to leave people in peace.
+In doubt it says yes, because it is used to avoid notifying real people. An unknown operator counts as a
+match, and so does a property of a message body whose value is unknown.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _UNKNOWN = object()
 
 
 def may_match(subscription: Mapping[str, str], notification: Mapping[str, Any]) -> bool:
-    """Tell whether a subscription with these attributes may get a notification.
+    """Return whether a subscription with these attributes may get a notification.
 
     `notification` is {"attributes": {name: text}, "body": {...}}; the body may lack properties.
     """
@@ -33,7 +33,7 @@ def may_match(subscription: Mapping[str, str], notification: Mapping[str, Any]) 
 
 
 def _policy(policy: Mapping[str, Any], values: Any, *, partial: bool) -> bool:
-    """Every property of a policy has to match. `partial` values may have more properties than are known."""
+    """Return whether every property of a policy may match. `partial` values may lack properties."""
     if not isinstance(values, Mapping):
         return True
     for name, wanted in policy.items():
@@ -51,7 +51,7 @@ def _policy(policy: Mapping[str, Any], values: Any, *, partial: bool) -> bool:
 
 
 def _condition(wanted: Any, value: Any) -> bool:
-    """Whether a value, None where the property is absent, may meet one condition of a policy."""
+    """Return whether a value may match one condition of a policy. None means that the property is absent."""
     if not isinstance(wanted, Mapping):
         return bool(wanted == value)
     match dict(wanted):

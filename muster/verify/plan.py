@@ -1,4 +1,4 @@
-"""What a run would do and which permissions it needs: `muster verify --dry-run`. Nothing is called."""
+"""`muster verify --dry-run`: the steps of a run and the permissions that it needs. Calls nothing."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from muster.outputs import Outputs
-from muster.verify import traffic
-from muster.verify.probe import LEDGER, PREFIX, Consent
-from muster.verify.rows import Check
+from muster.verify.check import Check
+from muster.verify.durations import LONG_CONNECTIONS
+from muster.verify.ledger import LEDGER
+from muster.verify.targets import PREFIX, Consent
 
 
 def steps(outputs: Outputs, clients: int, consent: Consent, checks: Iterable[Check]) -> list[str]:
-    """Return what a run would make, send and leave, in sentences."""
+    """Return a sentence for each step of a run."""
     named = ", ".join(check.name for check in checks)
     reach = "only the users of the run"
     if consent.scopes:
@@ -22,23 +23,24 @@ def steps(outputs: Outputs, clients: int, consent: Consent, checks: Iterable[Che
     subscribers = (
         "every subscription of the offline topic whose filter matches users of the run, twice"
         if consent.subscribers
-        else "nobody but a queue of the run; the check fallback is left out where another filter matches"
+        else "only an SQS queue of the run; the check fallback is left out when another filter matches"
     )
     return [
-        f"Write a row ({LEDGER}, the run's id) to {outputs.messages_table}: the names of what is made.",
+        f"Write a row ({LEDGER}, the run's id) with the names of everything that is made to "
+        f"{outputs.messages_table}.",
         f"Make {clients + 6} users called {PREFIX}-... in {outputs.users_table}. "
         "Their role is the one with the fewest permissions.",
-        f"Open {clients} clients and up to {traffic.LONG_CONNECTIONS} more connections at a time.",
-        f"Broadcast a test to {reach}. Every broadcast but one says offline: never.",
+        f"Open {clients} clients and up to {LONG_CONNECTIONS} more connections at a time.",
+        f"Broadcast a test to {reach}. All broadcasts except one have offline: never.",
         f"Notify {subscribers}.",
-        f"Make a queue, its subscription and a state machine, each called {PREFIX}-....",
-        f"Carry out: {named}.",
-        "Remove all of it. Executions of the broadcast machine stay in Step Functions for 90 days.",
+        f"Make an SQS queue, its subscription and a state machine, each called {PREFIX}-....",
+        f"Run the checks {named}.",
+        "Remove everything. Step Functions keeps executions of the broadcast machine for 90 days.",
     ]
 
 
 def policy(outputs: Outputs, consent: Consent) -> dict[str, Any]:
-    """Return the IAM policy that a run needs, each action on the narrowest resource that AWS takes for it."""
+    """Return the IAM policy that a run needs, with each action on the narrowest resource that AWS allows."""
     broadcast = outputs.broadcast_state_machine_arn
     partition, _, region, account = broadcast.split(":")[1:5]
     scope = f"{region}:{account}"
@@ -50,9 +52,9 @@ def policy(outputs: Outputs, consent: Consent) -> dict[str, Any]:
     def table(name: str) -> str:
         return arn("dynamodb", f"table/{name}")
 
-    connections, messages, users = (
-        table(name) for name in (outputs.connections_table, outputs.messages_table, outputs.users_table)
-    )
+    connections = table(outputs.connections_table)
+    messages = table(outputs.messages_table)
+    users = table(outputs.users_table)
     executions = broadcast.replace(":stateMachine:", ":execution:") + ":*"
     own_executions = arn("states", f"execution:{PREFIX}-*")
     functions = [arn("lambda", f"function:{name}") for name in sorted(outputs.function_names.values())]

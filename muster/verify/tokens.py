@@ -1,4 +1,4 @@
-"""Tokens for the users of a run: signed with the deployment's secret, or printed by a command."""
+"""Tokens for the users of a run, signed with the deployment's secret or printed by a command."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ COMMAND_SECONDS = 60.0
 
 
 class Tokens(Protocol):
-    """Where the tokens of a run come from."""
+    """The source of a run's tokens."""
 
     def user(self, suggested: str) -> str:
-        """Return the id of a new user, the suggested one where tokens can be made for any id."""
+        """Return the id of a new user: the suggested one if tokens can be made for any id."""
 
     def issue(self, user_id: str) -> str:
-        """Return a token of that user that holds."""
+        """Return a valid token of the user."""
 
     def refused(self, user_id: str) -> dict[str, str]:
-        """Return tokens that must not be accepted, by what is wrong with them."""
+        """Return tokens that must be refused, by their fault."""
 
 
 def tampered(token: str) -> str:
-    """Return a token whose signature is another's: its first character is changed."""
+    """Return a token with an invalid signature: its first character is changed."""
     body, _, signature = token.rpartition(".")
     return f"{body}.{'B' if signature[:1] == 'A' else 'A'}{signature[1:]}"
 
 
 class SecretTokens:
-    """Signed here, for any user."""
+    """Tokens that are signed here, for any user."""
 
     def __init__(self, issuer: TokenIssuer) -> None:
         self._issuer = issuer
@@ -47,11 +47,11 @@ class SecretTokens:
         return suggested
 
     def issue(self, user_id: str) -> str:
-        """Sign a token that holds for an hour."""
+        """Sign a token that is valid for an hour."""
         return self._issuer.issue(user_id)
 
     def refused(self, user_id: str) -> dict[str, str]:
-        """Return tokens with each fault that can be made with the secret."""
+        """Return a token for each fault."""
         good = self._issuer.issue(user_id)
         return {
             "a malformed token": "garbage",
@@ -65,10 +65,10 @@ class SecretTokens:
 
 
 class CommandTokens:
-    """Printed by a command, which gets the suggested user id as MUSTER_USER_ID.
+    """Tokens that a command prints. It gets the suggested user id as MUSTER_USER_ID.
 
-    An identity provider that chooses ids itself may ignore it: the token's `sub` becomes the user's id. Each
-    call must print a token of another `sub`.
+    An identity provider that chooses ids itself may ignore the suggestion: the token's `sub` becomes the
+    user's id. Each call must print a token with another `sub`.
     """
 
     def __init__(self, command: str) -> None:
@@ -92,7 +92,7 @@ class CommandTokens:
         return self._tokens[user_id]
 
     def refused(self, user_id: str) -> dict[str, str]:
-        """Return what can be made without the key."""
+        """Return the faulty tokens that can be made without the key."""
         return {
             "a malformed token": "garbage",
             "a token with a changed signature": tampered(self._tokens[user_id]),
@@ -120,5 +120,5 @@ class CommandTokens:
 def _failed(problem: str) -> MusterError:
     return MusterError(
         f"The token command {problem}.",
-        fix="It must print a fresh JWT for the user that MUSTER_USER_ID names, and nothing else.",
+        fix="It must print a new JWT for the user in MUSTER_USER_ID, and nothing else.",
     )

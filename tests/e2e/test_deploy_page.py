@@ -13,7 +13,9 @@ import pytest
 
 from muster.local import emulator, repository
 from muster.local.bundle import build_local, host_architecture
-from muster.local.terraform import find_binary, provider_environment
+from muster.local.provider import provider_environment
+from muster.local.terraform import find_binary
+from muster.progress import Silent
 from tests.support import ROOT
 from tests.support.examples import copy_of
 
@@ -87,7 +89,7 @@ def test_every_command_of_the_page_works(account: str, tmp_path: Path) -> None:
     platform = find_binary().platform
     environment = {
         **inherited,
-        **provider_environment(platform, inherited, repository.cache_dir()),
+        **provider_environment(platform, inherited, repository.cache_dir(), Silent()),
         **emulator.local_environment(account),
         "PATH": f"{programs(tmp_path / 'bin')}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),

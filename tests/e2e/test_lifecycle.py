@@ -142,7 +142,7 @@ def test_port_in_use_is_an_error_with_a_fix(story: Story) -> None:
 
 def test_second_up_beside_the_first_waits_its_turn(story: Story) -> None:
     assert story.beside_another.code == 1
-    assert "Another process is bringing this stack up or down." in story.beside_another.said
+    assert "Another process is starting or stopping this stack." in story.beside_another.said
 
 
 def test_interrupted_up_stops_what_it_started(story: Story) -> None:

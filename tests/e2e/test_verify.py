@@ -16,7 +16,7 @@ import boto3
 import pytest
 from typer.testing import CliRunner
 
-from muster import Outputs, seats
+from muster import Outputs, listeners
 from muster.cli.verify import app
 from muster.errors import MusterError
 from muster.progress import Silent
@@ -32,8 +32,10 @@ from muster.verify import (
     tokens_for,
     verify,
 )
+from muster.verify.ledger import LEDGER
 from muster.verify.plan import policy
-from muster.verify.probe import LEDGER, PREFIX, Probe
+from muster.verify.probe import Probe
+from muster.verify.targets import PREFIX
 from tests.support.deployment import Deployment, unique
 from tests.support.fixtures import Open
 from tests.support.waiting import until
@@ -232,7 +234,7 @@ def test_a_scope_reaches_real_people_once_it_is_consented_to(
 def test_no_target_beyond_the_run_is_accepted(deployment: Deployment) -> None:
     person = deployment.user("resident", unique("shelter"))
     probe = Probe(deployment.outputs, tokens_for(deployment.outputs), 3, Silent(), Consent())
-    own = probe.cast.seats[0].user_id
+    own = probe.users.listeners[0].user_id
     for target in (
         {},
         {"all": True},
@@ -254,11 +256,11 @@ def test_an_interrupted_run_leaves_nothing(deployment: Deployment, moment: str) 
         probe.moment, probe.reached = moment, reached
 
         async def work() -> None:
-            async with probe, probe.socket(probe.tokens.issue(probe.cast.hard.user_id)):
-                await probe.start({"users": [probe.cast.hard.user_id]}, {"text": "A test."})
+            async with probe, probe.socket(probe.tokens.issue(probe.users.hard.user_id)):
+                await probe.start({"users": [probe.users.hard.user_id]}, {"text": "A test."})
                 probe.pause("checks")
                 await probe.call("sns", "get_topic_attributes", TopicArn=probe.outputs.offline_topic_arn)
-                async with probe.queue([probe.cast.hard]):
+                async with probe.subscribed_queue([probe.users.hard]):
                     await asyncio.sleep(60)
 
         task = asyncio.create_task(work())
@@ -333,7 +335,7 @@ def test_what_a_killed_run_left_is_removed_by_one_an_hour_later(
 def test_a_stack_whose_connections_are_lost_fails_the_broadcasts(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(seats, "ARRIVAL_SECONDS", 0.5)
+    monkeypatch.setattr(listeners, "ARRIVAL_SECONDS", 0.5)
 
     def lose(row: Row) -> None:
         if row.name == "clients":

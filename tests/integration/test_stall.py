@@ -56,7 +56,7 @@ def test_up_starts_afresh_when_an_answer_is_lost(tmp_path: Path, lose: Lose) -> 
     try:
         stack.up()
         assert time.monotonic() - began < SECONDS
-        (afresh,) = [step for step in steps.steps if step.startswith("Starting afresh")]
+        (afresh,) = [step for step in steps.steps if step.startswith("Starting again on a new emulator")]
         assert "no progress for 60 s" in afresh
         assert "aws_lambda_function" in afresh
     finally:

@@ -1,4 +1,4 @@
-"""A stand-in for the terraform program: records how it was called and says what the test scripted."""
+"""A fake terraform program. It records its calls, and prints what the test scripted."""
 
 import json
 import os
@@ -38,7 +38,7 @@ sys.exit(script.get("exit_code", 0))
 
 
 class FakeTerraform:
-    """Put `folder` on the PATH to use it."""
+    """Writes the program to `folder`. Put the folder on the PATH to use it."""
 
     def __init__(self, folder: Path, version: str = "1.11.4") -> None:
         self.folder = folder
@@ -70,7 +70,7 @@ class FakeTerraform:
         (self.folder / "script.json").write_text(json.dumps(self._script))
 
     def calls(self, command: str) -> list[dict[str, Any]]:
-        """Every call of a command so far: its arguments and its whole environment."""
+        """Return all calls of a command so far, each with its arguments and its environment."""
         log = self.folder / "calls.jsonl"
         calls = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         return [call for call in calls if command in call["arguments"]]
@@ -80,12 +80,12 @@ class FakeTerraform:
         return (self.folder / "interrupted").exists()
 
     def path(self) -> str:
-        """A PATH that begins with this program."""
+        """Return a PATH that begins with this program's folder."""
         return f"{self.folder}{os.pathsep}{os.environ['PATH']}"
 
 
 def failure(summary: str, detail: str = "", place: tuple[str, int] | None = None) -> dict[str, Any]:
-    """An error as Terraform's machine-readable UI reports it."""
+    """Return an error in the form of Terraform's machine-readable UI."""
     diagnostic: dict[str, Any] = {"severity": "error", "summary": summary, "detail": detail}
     if place:
         diagnostic["range"] = {"filename": place[0], "start": {"line": place[1], "column": 1, "byte": 0}}
@@ -93,11 +93,11 @@ def failure(summary: str, detail: str = "", place: tuple[str, int] | None = None
 
 
 def change(kind: str, address: str, action: str = "create", **more: Any) -> dict[str, Any]:
-    """One step of an apply: kind is apply_start, apply_progress or apply_complete."""
+    """Return a message of an apply. `kind` is apply_start, apply_progress or apply_complete."""
     return {"type": kind, "hook": {"resource": {"addr": address}, "action": action, **more}}
 
 
 def planned(add: int = 0, change: int = 0, remove: int = 0) -> dict[str, Any]:
-    """The summary of a plan, with which every apply begins."""
+    """Return the summary of a plan, the first message of every apply."""
     counts = {"add": add, "change": change, "import": 0, "remove": remove, "operation": "plan"}
     return {"type": "change_summary", "changes": counts}

@@ -1,9 +1,9 @@
-"""A deployment in memory that a probe talks to, whole or broken in one way."""
+"""A deployment in memory for the checks of `muster verify`, which may be broken in one way."""
 
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -14,12 +14,13 @@ from websockets.exceptions import InvalidStatus
 from websockets.http11 import Response
 
 from muster.broadcaster import Execution, IdempotencyConflict, MessageType, Offline, Receipt
+from muster.listeners import Listeners
 from muster.local.seed import User
 from muster.outputs import Outputs
 from muster.progress import Silent
-from muster.seats import Seats
 from muster.tokens import TokenIssuer
 from muster.verify import Consent, Probe, SecretTokens
+from muster.verify.offline_topic import ReadReasons
 
 SECRET = "s" * 64
 ISSUER = TokenIssuer(SECRET, "muster", "muster-clients")
@@ -47,15 +48,15 @@ OUTPUTS = Outputs(
 
 
 class World(Probe):
-    """Answers what checks ask without a network. `faults` says what is broken."""
+    """A probe that answers checks without a network. `faults` names what is broken."""
 
     def __init__(self, *faults: str, consent: Consent | None = None) -> None:
         super().__init__(OUTPUTS, SecretTokens(ISSUER), 4, Silent(), consent or Consent())
         self.faults = set(faults)
-        self.seats: FakeSeats = FakeSeats(self)
+        self.listeners: FakeListeners = FakeListeners(self)
         self.sockets: list[FakeSocket] = []
         self.permissions = {"admin": {"actions": ["alert"]}}
-        self.roles = {user.user_id: user.role for user in self.cast.stored}
+        self.roles = {user.user_id: user.role for user in self.users.stored}
         self.recorded: dict[str, list[dict[str, Any]]] = {}
         self.used: dict[str, tuple[str, dict[str, Any]]] = {}
         self.receipts: dict[str, Receipt] = {}
@@ -110,7 +111,7 @@ class World(Probe):
                 self.sockets.remove(socket)
 
     def _admission(self, token: str | None) -> int:
-        """What $connect answers."""
+        """Return the status of the handshake."""
         try:
             claims = jwt.decode(
                 token or "",
@@ -122,7 +123,7 @@ class World(Probe):
             )
         except jwt.InvalidTokenError:
             return 403 if self.broken("always 403") else 401
-        known = {user.user_id for user in self.cast.stored if user.active}
+        known = {user.user_id for user in self.users.stored if user.active}
         if claims["sub"] in known or self.broken("anybody is admitted"):
             return 200
         return 403
@@ -132,9 +133,9 @@ class World(Probe):
             return []
         live = [socket for socket in self.sockets if socket.user_id == user_id]
         live += [
-            FakeSocket(self, seat.user.user_id, None)
-            for seat in self.seats.all
-            if self.seats.opened and seat.user.user_id == user_id
+            FakeSocket(self, listener.user.user_id, None)
+            for listener in self.listeners.all
+            if self.listeners.opened and listener.user.user_id == user_id
         ]
         rows = [
             {"connectionId": {"S": socket.connection_id}, "userId": {"S": user_id}}
@@ -181,35 +182,39 @@ class World(Probe):
     def deliver(
         self, arn: str, target: Mapping[str, Any], payload: Mapping[str, Any], offline: str = "never"
     ) -> str:
-        """Put a message to everybody who is connected; note the receipt."""
+        """Deliver a message to the connected listeners and sockets, and store its receipt."""
         identifier = str(uuid4())
         message = {"type": "broadcast", "id": identifier, "sentAt": "t" * 24, "payload": payload}
         users = set(target.get("users", ()))
         if "shelters" in target:
-            users |= {user.user_id for user in self.cast.seats if user.shelter_id}
+            users |= {user.user_id for user in self.users.listeners if user.shelter_id}
         roles = set(target.get("roles", ()))
         everybody = "all" in target
         for user_id in users:
             self.recorded.setdefault(user_id, []).append(message)
         sockets = [s for s in self.sockets if s.user_id in users or self.roles.get(s.user_id) in roles]
-        seats = [s for s in self.seats.all if self.seats.opened and (everybody or s.user.user_id in users)]
+        listeners = [
+            s for s in self.listeners.all if self.listeners.opened and (everybody or s.user.user_id in users)
+        ]
         if self.broken("shelters are empty") and "shelters" in target:
-            seats = []
+            listeners = []
         if self.broken("everybody gets everything"):
-            seats = self.seats.all
+            listeners = self.listeners.all
         lost = self.broken("one client gets nothing") or (
-            self.broken("ids with = get nothing") and len(seats) == len(self.seats.all)
+            self.broken("ids with = get nothing") and len(listeners) == len(self.listeners.all)
         )
-        for seat in seats[1:] if lost else seats:
-            seat.received[identifier] = time.perf_counter() + (9 if self.broken("slow broadcasts") else 0)
+        for listener in listeners[1:] if lost else listeners:
+            listener.received[identifier] = time.perf_counter() + (9 if self.broken("slow broadcasts") else 0)
         for socket in sockets:
             socket.early.append(json.dumps(message))
         gone = sum(len(self.stale.pop(user_id, ())) for user_id in users)
         absent = (
-            sum(not sockets and not seats and not gone for _ in users) if len(users) == 1 else len(users) - 1
+            sum(not sockets and not listeners and not gone for _ in users)
+            if len(users) == 1
+            else len(users) - 1
         )
         published = gone + absent if offline == "fallback" else 0
-        count = len(sockets) + len(seats) + gone
+        count = len(sockets) + len(listeners) + gone
         self.receipts[arn] = Receipt(
             id=identifier,
             type="broadcast",
@@ -247,9 +252,7 @@ class World(Probe):
         return ["sqs town-offline"] if self.broken("somebody listens") else []
 
     @contextlib.asynccontextmanager
-    async def queue(
-        self, users: Sequence[User]
-    ) -> AsyncIterator[Callable[[str, int], Coroutine[Any, Any, dict[str, str]]]]:
+    async def subscribed_queue(self, users: Sequence[User]) -> AsyncIterator[ReadReasons]:
         async def read(message_id: str, count: int) -> dict[str, str]:
             if self.broken("SNS is silent"):
                 return {}
@@ -259,20 +262,20 @@ class World(Probe):
         yield read
 
 
-class FakeSeats(Seats):
-    """Seats that are taken without a handshake."""
+class FakeListeners(Listeners):
+    """Listeners that connect without a handshake."""
 
     def __init__(self, world: World) -> None:
-        super().__init__(OUTPUTS.websocket_url, world.tokens.issue, world.cast.seats, Silent())
+        super().__init__(OUTPUTS.websocket_url, world.tokens.issue, world.users.listeners, Silent())
         self.opened = False
 
-    async def __aenter__(self) -> "FakeSeats":
+    async def __aenter__(self) -> "FakeListeners":
         self.opened = True
         return self
 
 
 class FakeSocket:
-    """A socket whose server is the world."""
+    """A socket whose server is the fake deployment."""
 
     def __init__(self, world: World, user_id: str, subprotocol: str | None) -> None:
         self.world = world

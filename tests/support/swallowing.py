@@ -1,6 +1,6 @@
-"""The emulator, losing answers: of CreateFunction, once for each line that the file in LOSSES still has.
+"""An emulator that loses answers to CreateFunction, one for each line in the file that LOSSES names.
 
-Run as a program in place of `muster.local.embedded`. It does what was asked and never answers.
+Run it as a program in place of `muster.local.embedded`. It executes the request and never answers.
 """
 
 import asyncio

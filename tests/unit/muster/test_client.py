@@ -1,4 +1,4 @@
-"""The WebSocket client against a small fake of the deployed API, which can lose, refuse and repeat messages."""
+"""The WebSocket client against a small fake of the deployed API, which loses, refuses and repeats messages."""
 
 from __future__ import annotations
 

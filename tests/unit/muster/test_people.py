@@ -53,7 +53,7 @@ def test_a_role_without_active_users_is_named() -> None:
     assert people.unknown_in(tables.outputs(), target) == ["The role 'admin' has no active user."]
 
 
-def test_a_shelter_is_known_to_its_table_or_to_a_user() -> None:
+def test_a_shelter_is_known_from_its_table_or_from_a_user() -> None:
     tables = Tables([user(1), user(2, shelterId="south")], ["north"])
     target = {"shelters": ["north", "south", "nrth"]}
     assert people.unknown_in(tables.outputs(), target, "suoth") == [
@@ -70,13 +70,13 @@ def test_users_are_looked_up_a_hundred_at_a_time_and_no_page_is_scanned_for_them
     assert tables.scanned == 0
 
 
-def test_what_dynamodb_did_not_read_is_not_called_unknown() -> None:
+def test_unprocessed_keys_are_not_reported_as_unknown() -> None:
     tables = Tables([], [])
     tables.throttled = {"ann"}
     assert people.unknown_in(tables.outputs(), {"users": ["ann"]}) == []
 
 
-def test_reading_ends_with_the_last_role_found_and_judges_nothing_it_has_not_read(
+def test_reading_ends_with_the_last_role_found_and_reports_only_what_was_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tables = Tables([user(number) for number in range(5)], [])
@@ -87,7 +87,7 @@ def test_reading_ends_with_the_last_role_found_and_judges_nothing_it_has_not_rea
     assert tables.scanned == 4
 
 
-def test_all_needs_no_look() -> None:
+def test_the_target_all_reads_no_table() -> None:
     tables = Tables([user(1)], [])
     assert people.unknown_in(tables.outputs(), {"all": True}) == []
     assert tables.scanned == 0

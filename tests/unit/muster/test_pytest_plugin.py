@@ -1,4 +1,4 @@
-"""The pytest plugin in sessions of its own, mostly with a stack that only records what is asked of it."""
+"""The pytest plugin in separate sessions, most of them with a stack that only records its calls."""
 
 from pathlib import Path
 
@@ -62,13 +62,13 @@ def session(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, measured
 
 
 def calls(session: pytest.Pytester) -> list[str]:
-    """What was asked of the stack."""
+    """Return the recorded calls of the stack."""
     path = session.path / "calls"
     return path.read_text().splitlines() if path.exists() else []
 
 
 def leftovers(session: pytest.Pytester) -> list[Path]:
-    """The folders of sessions that were not removed."""
+    """Return the folders of sessions that were not removed."""
     return list(session.path.glob("muster-pytest-*"))
 
 

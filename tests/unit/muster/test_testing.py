@@ -16,13 +16,13 @@ class Scripted(_Mailbox[str]):
         return self._batches.pop(0) if self._batches else []
 
 
-def test_what_does_not_match_stays_for_later_calls_in_its_order() -> None:
+def test_messages_that_do_not_match_stay_for_later_calls_in_order() -> None:
     box = Scripted(["a", "b"], ["c"])
     assert box.receive(lambda letter: letter == "c") == "c"
     assert [box.receive(), box.receive()] == ["a", "b"]
 
 
-def test_what_does_not_come_in_time_fails_the_test_and_tells_what_came() -> None:
+def test_a_missing_message_fails_the_test_and_counts_those_that_do_not_match() -> None:
     with pytest.raises(AssertionError, match=r"^No message reached finn within 0.05 s\.$"):
         Scripted().receive(timeout=0.05)
     with pytest.raises(NotReceived, match=r"within 0.05 s\. Messages that do not match: 2\.$"):

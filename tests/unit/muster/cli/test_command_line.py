@@ -1,9 +1,10 @@
-"""The `muster` command as a whole: what it offers, and how it fails."""
+"""The `muster` command as a whole: its commands, and how it fails."""
 
 import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from muster.local.stack import Stack
 from tests.unit.muster.test_outputs import FLAT
 
 FOREIGN = "[/x] :secret: [dev] [red]"
-"""Not Muster's text: a path, an ARN, an error of Terraform. Markup and emoji codes in it mean nothing."""
+"""Text from elsewhere, such as a path or an error of Terraform, that looks like markup."""
 
 COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 
@@ -73,7 +74,7 @@ def test_completion_knows_the_commands(
 
 
 class TestDeployment:
-    """`outputs` and `env` print what others take."""
+    """`outputs` and `env` print what other commands and shells accept."""
 
     @pytest.fixture
     def local(self, tmp_path: Path) -> Path:
@@ -81,7 +82,7 @@ class TestDeployment:
         path.write_text(json.dumps({**FLAT, "endpoint_url": "http://127.0.0.1:4566", "jwt_issuer": "a 'b'"}))
         return path
 
-    def test_outputs_prints_what_it_takes(
+    def test_outputs_accepts_what_it_prints(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], local: Path
     ) -> None:
         assert run(monkeypatch, "outputs", "--json", "--outputs", str(local)) == 0
@@ -89,7 +90,7 @@ class TestDeployment:
         assert run(monkeypatch, "outputs", "--outputs", "-") == 0
         assert "websocket_url = wss://a1b2c3d4." in capsys.readouterr().out
 
-    def test_env_is_what_a_shell_takes(
+    def test_a_shell_accepts_env(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], local: Path
     ) -> None:
         assert run(monkeypatch, "env", "--outputs", str(local)) == 0
@@ -103,7 +104,7 @@ class TestDeployment:
         assert after["MUSTER_BROADCAST_STATE_MACHINE_ARN"] == FLAT["broadcast_state_machine_arn"]
         assert not {"AWS_PROFILE", "AWS_SESSION_TOKEN"} & after.keys()
 
-    def test_env_of_aws_leaves_credentials_and_endpoints_alone(
+    def test_env_of_aws_sets_neither_credentials_nor_endpoints(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         path = tmp_path / "outputs.json"
@@ -125,7 +126,7 @@ def test_errors_are_a_sentence_and_a_fix_on_stderr_without_a_trace(
     assert "Traceback" not in err
 
 
-def test_status_of_nothing_says_so_and_fails(
+def test_status_without_a_stack_says_so_and_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert run(monkeypatch, "status", "--state-dir", str(tmp_path)) == 1
@@ -133,7 +134,7 @@ def test_status_of_nothing_says_so_and_fails(
 
 
 class TestForeignText:
-    """Text that is not Muster's own is printed as it is."""
+    """Text from elsewhere is printed unchanged."""
 
     @pytest.mark.parametrize("terminal", [True, False])
     def test_in_progress(
@@ -181,7 +182,7 @@ class TestForeignText:
 
 
 class TestEmptyArguments:
-    """They come from a variable that a script failed to set, and mean nothing of what an absent one means."""
+    """They come from a variable that a script failed to set."""
 
     @pytest.mark.parametrize(
         ("command", "option"),
@@ -226,7 +227,7 @@ class TestEmptyArguments:
 
 
 class TestUsage:
-    """What cannot be right is a usage error before anything runs: one sentence, exit 2."""
+    """An invalid command line is a usage error before anything runs: a sentence, a fix, exit 2."""
 
     @pytest.mark.parametrize(
         "arguments",
@@ -255,45 +256,53 @@ class TestUsage:
         monkeypatch.setattr(messaging, "Client", None)
         assert run(monkeypatch, *arguments) == 2
         err = capsys.readouterr().err
-        assert err.startswith(f"Error: {arguments[-2 if arguments[-1] != '{}' else -3]}: ")
+        option = arguments[-2 if arguments[-1] != "{}" else -3]
+        assert err.startswith(f"Error: Invalid value for '{option}'")
         assert f"\nFix: See `muster {arguments[0]} --help`." in err
         assert "hush" not in err
 
     @pytest.mark.parametrize(
-        ("arguments", "sentence"),
+        ("arguments", "named"),
         [
-            (["up", "--port", "x"], "--port: write a whole number."),
-            (["up", "--port", "70000"], "--port: write 65535 or less."),
-            (["token", "ada", "--ttl", "0"], "--ttl: write 1 or more."),
-            (["listen", "--timeout", "soon"], "--timeout: write a number of seconds, 0 or more."),
-            (["up", "--qq"], "There is no option --qq."),
-            (["build", "--runtim", "x"], "There is no option --runtim. Did you mean --runtime?"),
-            (["nothing"], "There is no command nothing."),
-            (["broadcast"], "--to is missing."),
-            (["broadcast", "--to"], "--to needs a value."),
-            (["broadcast", "--to", "all"], "say what to send: either --text, or --payload."),
-            (["token"], "USER_ID is missing."),
-            (["status", "more"], "There are too many arguments: more."),
-            (["status", "--json=1"], "--json takes no value."),
-            (["build", "--arch", "mips"], "--arch: mips is none of 'arm64', 'x86_64'."),
-            (["status", "--state-dir", __file__], f"--state-dir: {__file__} is a file."),
+            (["up", "--port", "x"], "--port"),
+            (["up", "--port", "70000"], "65535"),
+            (["token", "ada", "--ttl", "0"], "--ttl"),
+            (["listen", "--timeout", "soon"], "write a number of seconds, 0 or more."),
+            (["up", "--qq"], "--qq"),
+            (["build", "--runtim", "x"], "--runtime"),
+            (["nothing"], "nothing"),
+            (["broadcast"], "--to"),
+            (["broadcast", "--to"], "--to"),
+            (["broadcast", "--to", "all"], "say what to send: use either --text or --payload."),
+            (["token"], "USER_ID"),
+            (["status", "more"], "more"),
+            (["status", "--json=1"], "--json"),
+            (["build", "--arch", "mips"], "x86_64"),
+            (["status", "--state-dir", __file__], __file__),
         ],
     )
-    def test_it_is_a_sentence_of_ours(
+    def test_the_error_is_one_line_that_names_the_argument_and_one_with_the_fix(
         self,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
         arguments: list[str],
-        sentence: str,
+        named: str,
     ) -> None:
         assert run(monkeypatch, *arguments) == 2
-        err = capsys.readouterr().err.splitlines()
-        assert err[0] == f"Error: {sentence}"
-        assert err[1].startswith("Fix: See `muster ")
+        problem, fix = capsys.readouterr().err.splitlines()
+        assert problem.startswith("Error: ")
+        assert named in problem
+        assert re.fullmatch(r"Fix: See `muster( \w+)? --help`\.", fix)
+
+    def test_without_a_command_the_help_is_printed(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(monkeypatch) == 2
+        assert "Usage: " in capsys.readouterr().out
 
 
 class TestFiles:
-    """What the system refuses is a sentence that names the file, and a fix."""
+    """An error of the operating system is a sentence that names the file, and a fix."""
 
     @pytest.mark.parametrize(
         "arguments",
@@ -323,7 +332,7 @@ class TestFiles:
             (shutil.Error([("/a", "/b", "[Errno 28] No space")]), "/b: [Errno 28] No space.", 1),
         ],
     )
-    def test_any_failure_is_told_without_a_trace(
+    def test_any_other_failure_is_reported_without_a_trace(
         self,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
@@ -364,7 +373,7 @@ main()
 
 
 class TestWindows:
-    """Without what only POSIX systems have, all works but the local stack, which says so."""
+    """Without POSIX, everything works except the local stack, which says so."""
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         program = [sys.executable, "-c", AS_ON_WINDOWS, *arguments]
@@ -387,13 +396,13 @@ class TestWindows:
         assert (status.returncode, status.stdout[:23]) == (1, "The local stack is down")
 
     @pytest.mark.parametrize("command", ["up", "demo"])
-    def test_the_local_stack_says_where_it_works(self, tmp_path: Path, command: str) -> None:
+    def test_the_local_stack_names_the_systems_it_needs(self, tmp_path: Path, command: str) -> None:
         place = ["--state-dir", str(tmp_path)] if command == "up" else []
         refused = self.run(command, *place)
         assert refused.returncode == 1
         assert "Error: The local stack needs Linux or macOS.\nFix: On Windows run it in WSL" in refused.stderr
 
-    def test_messages_reach_for_the_deployment(self, outputs: Path) -> None:
+    def test_messages_are_sent_to_the_deployment(self, outputs: Path) -> None:
         started = self.run("broadcast", "--to", "all", "--payload", "{}", "--outputs", str(outputs))
         assert "Error: The broadcast cannot be started: Could not connect" in started.stderr
         url = f"ws://127.0.0.1:{free_port()}"

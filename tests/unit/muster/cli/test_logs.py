@@ -34,12 +34,12 @@ def test_line_has_time_function_level_message_and_fields() -> None:
     )
 
 
-def test_traceback_is_on_lines_of_its_own() -> None:
+def test_traceback_is_on_its_own_lines() -> None:
     entry = {"level": "ERROR", "message": "failed", "exception": "Traceback:\n  RuntimeError", "id": "m-1"}
     assert shown(json.dumps(entry)).endswith("failed id=m-1\n    Traceback:\n      RuntimeError")
 
 
-def test_plain_text_is_shown_as_it_is() -> None:
+def test_plain_text_is_shown_unchanged() -> None:
     assert shown("[/x] :secret:\n").endswith(" [/x] :secret:")
 
 
@@ -51,7 +51,7 @@ def test_event_of_an_execution_shows_type_and_details() -> None:
 @pytest.mark.parametrize(
     "text", ["START RequestId: 1", "END RequestId: 1", "REPORT RequestId: 1 Duration: 1 ms"]
 )
-def test_what_lambda_writes_about_each_call_is_left_out(text: str) -> None:
+def test_lines_that_lambda_writes_about_each_call_are_left_out(text: str) -> None:
     assert logs.describe(event(text)) is None
 
 
@@ -59,13 +59,13 @@ def test_timeout_in_a_report_is_shown() -> None:
     assert "Status: timeout" in shown("REPORT RequestId: 1 Duration: 1 ms Status: timeout")
 
 
-def test_text_of_clients_does_not_control_the_terminal() -> None:
+def test_control_characters_are_escaped() -> None:
     assert "\x1b" not in shown(json.dumps({"level": "INFO", "message": "\x1b[2J", "id": "\x1b]0;x\x07"}))
     assert "\x1b" not in shown("\x1b[2J")
 
 
-def test_unknown_name_is_answered_with_the_names() -> None:
-    with pytest.raises(MusterError, match="no log of conect") as caught:
+def test_unknown_name_is_an_error_that_lists_the_names() -> None:
+    with pytest.raises(MusterError, match="no log group of conect") as caught:
         logs.choose({"connect": "/a", "fanout": "/b"}, ["conect"])
     assert caught.value.fix == "Name one of these: connect, fanout."
 
@@ -85,7 +85,7 @@ def test_age(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "10", "m", "-1m", "1.5h", "10 m", "9999999d"])
-def test_age_that_is_none(text: str) -> None:
+def test_invalid_age(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="number and a unit"):
         logs.age(text)
 

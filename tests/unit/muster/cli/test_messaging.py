@@ -74,17 +74,17 @@ def invoke(*arguments: str) -> Result:
         ),
     ],
 )
-def test_targets_add_up(values: list[str], target: dict[str, Any]) -> None:
+def test_targets_are_combined(values: list[str], target: dict[str, Any]) -> None:
     assert parse_target(values) == target
 
 
 @pytest.mark.parametrize("values", [["everybody"], ["role:"], ["all", "role:admin"], ["team:a"]])
-def test_a_target_that_makes_no_sense_is_refused(values: list[str]) -> None:
+def test_an_invalid_target_is_refused(values: list[str]) -> None:
     with pytest.raises(typer.BadParameter):
         parse_target(values)
 
 
-def test_json_comes_as_text_from_a_file_or_from_standard_input(
+def test_json_is_an_argument_a_file_or_standard_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "payload.json").write_text('{"a": 2}')
@@ -95,13 +95,13 @@ def test_json_comes_as_text_from_a_file_or_from_standard_input(
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_a_file_is_read_in_the_encoding_that_it_has(tmp_path: Path, encoding: str) -> None:
+def test_the_encoding_of_a_file_is_detected(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "payload.json").write_text('{"text": "水"}', encoding=encoding)
     assert json_object(f"@{tmp_path / 'payload.json'}") == {"text": "水"}
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "@/nowhere/at/all", "@/", "@", "[" * 100_000, "9" * 5_000])
-def test_what_is_no_json_object_is_refused(text: str) -> None:
+def test_anything_but_a_json_object_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         json_object(text)
 
@@ -120,7 +120,7 @@ def test_what_is_no_json_object_is_refused(text: str) -> None:
     [["broadcast", "--to", "all", "--payload"], ["send", "--token", "t", "--url", "ws://x"]],
     ids=["broadcast", "send"],
 )
-def test_what_json_cannot_hold_is_a_usage_error_that_names_its_place(
+def test_a_value_that_json_does_not_allow_is_a_usage_error_that_names_its_place(
     command: list[str], text: str, place: str
 ) -> None:
     refused = invoke(*command, text)
@@ -137,7 +137,7 @@ def test_listen_prints_a_line_of_json_for_each_message_and_stops_at_the_count() 
     assert "--resume last" in result.stderr
 
 
-def test_what_stdout_cannot_encode_is_escaped(
+def test_characters_that_stdout_cannot_encode_are_escaped(
     monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(sys.stdout.buffer, "latin-1", write_through=True))
@@ -150,7 +150,7 @@ def test_what_stdout_cannot_encode_is_escaped(
     assert lines[1] == '{"text": "ü"}'
 
 
-def test_listen_stops_in_time_which_is_an_error_only_if_messages_are_missing() -> None:
+def test_listen_stops_after_its_timeout_and_fails_if_messages_are_missing() -> None:
     in_time = invoke("listen", "--token", "t", "--url", "ws://x", "--timeout", "0.05")
     short = invoke("listen", "--token", "t", "--url", "ws://x", "--timeout", "0.05", "--count", "3")
     assert in_time.exit_code == 0
@@ -165,7 +165,7 @@ def test_the_token_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("who", [[], ["--token", "t", "--user", "u"]])
-def test_neither_nobody_nor_two_can_connect(who: list[str]) -> None:
+def test_exactly_one_identity_is_required(who: list[str]) -> None:
     assert invoke("send", "--url", "ws://x", *who, "{}").exit_code == 2
 
 
@@ -203,7 +203,7 @@ def broadcast(*arguments: str) -> Result:
     return invoke("broadcast", "--state-machine-arn", MACHINE, *arguments)
 
 
-def test_broadcast_starts_what_was_asked_for_and_prints_the_arn(started: list[dict[str, Any]]) -> None:
+def test_broadcast_starts_the_request_and_prints_the_arn(started: list[dict[str, Any]]) -> None:
     options = ("--type", "shelter_update", "--shelter-id", "north", "--offline", "always", "--id", "one")
     result = broadcast("--to", "role:admin", "--to", "user:ann", "--payload", '{"a": 1}', *options)
     assert result.stdout == f"{EXECUTION}\n"
@@ -233,13 +233,13 @@ def test_broadcast_with_wait_shows_the_receipt_within_80_columns() -> None:
     ("told", "hint"),
     [({}, True), ({"offline": 1}, False), ({"notified": True}, False), ({"audience": 1}, False)],
 )
-def test_broadcast_that_found_nobody_says_who_hears_of_it(
+def test_a_broadcast_without_recipients_says_who_gets_the_message(
     monkeypatch: pytest.MonkeyPatch, told: dict[str, Any], hint: bool
 ) -> None:
     receipt = RECEIPT | {"audience": 0, "offline": 0, "notified": False} | told
     monkeypatch.setattr(Broadcaster, "wait", lambda *_args, **_options: Receipt.parse(receipt))
     result = broadcast("--to", "shelter:ghost", "--payload", "{}", "--wait")
-    assert (result.exit_code, "Nobody of this target is connected" in result.stderr) == (0, hint)
+    assert (result.exit_code, "Nobody in this target is connected" in result.stderr) == (0, hint)
 
 
 @pytest.mark.usefixtures("started")
@@ -255,7 +255,7 @@ def test_broadcast_json_is_one_object() -> None:
 @pytest.mark.parametrize(
     "options", [["--type", "shelter_update"], ["--type", "alert", "--shelter-id", "north"]]
 )
-def test_a_shelter_update_and_only_that_names_its_shelter(
+def test_only_a_shelter_update_takes_a_shelter_id_and_requires_it(
     started: list[dict[str, Any]], options: list[str]
 ) -> None:
     assert broadcast("--to", "all", "--payload", "{}", *options).exit_code == 2
@@ -283,7 +283,7 @@ def test_text_is_short_for_a_payload(started: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.usefixtures("started")
-def test_what_is_unknown_of_a_target_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unknown_name_in_a_target_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "outputs.json"
     path.write_text(json.dumps(FLAT))
     monkeypatch.setattr(Broadcaster, "from_outputs", lambda _outputs: object.__new__(Broadcaster))
@@ -295,7 +295,7 @@ def test_what_is_unknown_of_a_target_is_a_warning(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("started")
-def test_tables_that_may_not_be_read_cost_no_broadcast(
+def test_a_broadcast_starts_without_permission_to_read_the_tables(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def refuse(*_arguments: object) -> None:

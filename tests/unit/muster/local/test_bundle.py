@@ -1,4 +1,4 @@
-"""The Lambda bundle: what is in it, the same bytes every time, and no pip run that is not needed."""
+"""The Lambda bundle: its contents, its reproducible bytes, and its cache."""
 
 import hashlib
 import importlib.util
@@ -19,7 +19,7 @@ OWN_RUNTIME = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def make_wheel(folder: Path, tag: str, marker: str, version: str = "1.0") -> None:
-    """Write a minimal wheel of the package `demo`, with the files that a layer must not hold."""
+    """Write a minimal wheel of the package `demo`, with the files that a layer must not contain."""
     info = f"demo-{version}.dist-info"
     files = {
         "demo/__init__.py": f"MARKER = {marker!r}\n",
@@ -41,7 +41,7 @@ def make_wheel(folder: Path, tag: str, marker: str, version: str = "1.0") -> Non
 
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only place pip may take packages from, so that no test reaches for the network."""
+    """The only source of packages for pip, so that no test uses the network."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     for name in [name for name in os.environ if name.startswith("PIP_")]:
@@ -80,7 +80,7 @@ def sources(archive: Path) -> list[str]:
     return [name for name in names(archive) if not name.endswith(".pyc")]
 
 
-def test_functions_archive_holds_code_and_schemas_at_their_repository_paths(
+def test_functions_archive_contains_code_and_schemas_at_their_repository_paths(
     checkout: Path, wheels: Path, tmp_path: Path
 ) -> None:
     make_wheel(wheels, "py3-none-any", "any")
@@ -93,7 +93,7 @@ def test_functions_archive_holds_code_and_schemas_at_their_repository_paths(
     ]
 
 
-def test_layer_holds_what_runs_and_none_of_the_traces_of_installing(
+def test_layer_contains_only_files_that_are_used_at_run_time(
     checkout: Path, wheels: Path, tmp_path: Path
 ) -> None:
     make_wheel(wheels, "py3-none-any", "any")
@@ -108,7 +108,7 @@ def test_layer_holds_what_runs_and_none_of_the_traces_of_installing(
     ]
 
 
-def test_same_sources_give_same_bytes_whatever_the_machine_and_the_day(
+def test_the_same_sources_give_the_same_bytes_on_any_machine_and_day(
     checkout: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_wheel(wheels, "py3-none-any", "any")
@@ -157,7 +157,7 @@ def test_manifest_names_the_target_and_both_archives(
     }
 
 
-def test_every_module_has_bytecode_that_python_takes_without_checking_the_source(
+def test_every_module_has_bytecode_that_python_uses_without_checking_the_source(
     checkout: Path, wheels: Path, tmp_path: Path
 ) -> None:
     make_wheel(wheels, "py3-none-any", "any")
@@ -195,10 +195,10 @@ def test_code_objects_name_the_file_that_lambda_unpacks(checkout: Path, wheels: 
             assert path.encode() in opened.read(importlib.util.cache_from_source(name))
 
 
-def test_bytecode_comes_from_the_python_of_the_runtime_alone(
+def test_bytecode_comes_only_from_the_python_of_the_runtime(
     checkout: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another version under the right name, or a shim of pyenv that has nothing to start, is passed over."""
+    """Another version under the right name, and a shim of pyenv without an interpreter, are skipped."""
     make_wheel(wheels, "py3-none-any", "any")
     other = f"python3.{sys.version_info.minor + 1}"
     path, pyenv = tmp_path / "path", tmp_path / "pyenv"
@@ -265,7 +265,7 @@ def test_pip_runs_again_only_when_the_requirements_changed(
     ("architecture", "tag"),
     [("arm64", "cp313-cp313-manylinux2014_aarch64"), ("x86_64", "cp313-cp313-manylinux_2_28_x86_64")],
 )
-def test_layer_for_aws_takes_wheels_of_the_target_not_of_this_machine(
+def test_layer_for_aws_contains_wheels_for_the_target_not_for_this_machine(
     checkout: Path, wheels: Path, tmp_path: Path, architecture: bundle.Architecture, tag: str
 ) -> None:
     make_wheel(wheels, tag, marker=tag)
@@ -325,7 +325,7 @@ for module in list(sys.modules.values()):
 
 @pytest.mark.slow  # pip installs the whole layer
 def test_functions_import_every_package_of_the_layer_and_run_on_it(tmp_path: Path) -> None:
-    """With this repository's requirements: what nothing imports has no place in the layer."""
+    """With this repository's requirements: the layer contains only packages that are imported."""
     built = bundle.build_local(tmp_path / "out")
     for archive, folder in ((built.functions, "task"), (built.layer, "opt")):
         with zipfile.ZipFile(archive) as opened:

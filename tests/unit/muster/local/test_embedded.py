@@ -1,4 +1,4 @@
-"""The check of the emulator's version: what Muster replaces in it must be there, as it was."""
+"""The check of MiniStack's version: every function that Muster replaces must exist with its parameters."""
 
 import pytest
 from ministack.services import apigateway, lambda_svc
@@ -20,7 +20,7 @@ def test_function_with_other_parameters_is_named(monkeypatch: pytest.MonkeyPatch
     assert embedded.incompatible() == ["ministack.services.lambda_svc._emit_lambda_logs differs"]
 
 
-def test_another_emulator_ends_at_once_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incompatible_emulator_ends_with_the_version_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(apigateway, "handle_websocket")
     monkeypatch.setattr(embedded, "install", lambda **options: pytest.fail("it was changed all the same"))
     with pytest.raises(

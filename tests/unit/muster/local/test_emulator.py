@@ -1,4 +1,4 @@
-"""The emulator's process: whom it may signal, what it inherits, and what is told when it does not start."""
+"""The emulator's process: which process gets signals, what it inherits, and the errors of its start."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 5) -> bool:
 
 
 def group(pgid: int) -> list[int]:
-    """The live processes of a process group."""
+    """Return the live processes of a process group."""
     listed = subprocess.run(
         ["ps", "-eo", "pid=,pgid=,stat="], capture_output=True, text=True, check=True
     ).stdout
@@ -56,9 +56,7 @@ def group(pgid: int) -> list[int]:
 
 
 class TestIdentity:
-    def test_a_process_is_recognised_while_it_lives_and_not_after(
-        self, sleeper: subprocess.Popen[bytes]
-    ) -> None:
+    def test_a_process_is_alive_until_it_ends(self, sleeper: subprocess.Popen[bytes]) -> None:
         process = known(sleeper.pid)
         assert process.alive()
         sleeper.kill()
@@ -77,7 +75,9 @@ class TestIdentity:
         sleeper.kill()
         assert wait_for(lambda: not process.alive())
 
-    def test_another_process_with_the_same_id_is_not_it(self, sleeper: subprocess.Popen[bytes]) -> None:
+    def test_another_process_with_the_same_id_is_not_the_emulator(
+        self, sleeper: subprocess.Popen[bytes]
+    ) -> None:
         assert not Process(sleeper.pid, "an earlier time").alive()
 
 
@@ -92,7 +92,7 @@ class TestStop:
             emulator.stop(known(parent.pid))
             assert wait_for(lambda: group(parent.pid) == [])
 
-    def test_what_ignores_the_polite_signal_is_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_process_that_ignores_sigterm_is_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(emulator, "_STOP_SECONDS", 0.3)
         with spawn(STUBBORN) as stubborn:
             assert stubborn.stdout is not None
@@ -103,7 +103,7 @@ class TestStop:
 
 
 class TestPort:
-    def test_a_taken_port_is_named_with_the_option_that_helps(self) -> None:
+    def test_a_taken_port_is_an_error_that_names_the_option(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
             with pytest.raises(StackError, match=rf"Port {port} of 127\.0\.0\.1 is taken") as caught:
@@ -140,7 +140,7 @@ class TestStart:
 
     @pytest.fixture
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """A folder with a module instead of the emulator: it writes down how it runs and ends with a word."""
+        """A folder with a module in place of the emulator. It records how it runs, prints a word and ends."""
         folder = tmp_path / "tmp"
         folder.mkdir()
         (folder / "stand_in.py").write_text(
@@ -156,7 +156,7 @@ class TestStart:
     def start(self, folder: Path, record: Callable[[Process], object] = lambda process: None) -> Process:
         return emulator.start(4611, log=folder / "log", folder=folder, record=record)
 
-    def test_nothing_of_the_users_reaches_the_emulator_and_it_stays_on_this_machine(
+    def test_the_emulator_gets_no_setting_of_the_user_and_binds_only_the_loopback(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "PERSIST_STATE", "HTTP_PROXY"):
@@ -174,7 +174,7 @@ class TestStart:
         assert environment["TMPDIR"] == str(folder)
         assert not Path(environment["DOCKER_HOST"].removeprefix("unix://")).exists()
 
-    def test_an_emulator_that_ends_while_starting_is_quoted(self, folder: Path) -> None:
+    def test_the_error_quotes_the_log_of_an_emulator_that_ends_while_starting(self, folder: Path) -> None:
         process = self.start(folder)
         with pytest.raises(StackError, match="no room"):
             emulator.wait_until_healthy(
@@ -221,7 +221,7 @@ class TestStart:
         assert not (folder / "told.json").exists()
 
 
-def test_local_settings_replace_whatever_an_sdk_could_find() -> None:
+def test_local_settings_replace_every_setting_of_the_sdk() -> None:
     settings = emulator.local_environment("http://127.0.0.1:4611")
     assert settings["AWS_ENDPOINT_URL"] == "http://127.0.0.1:4611"
     assert settings["AWS_ACCESS_KEY_ID"] == settings["AWS_SECRET_ACCESS_KEY"] == "test"

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[4]
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of an installed package, without sources so far; the working directory is another one."""
+    """The folder of an installed package that does not contain the sources yet."""
     package = tmp_path / "site-packages" / "muster"
     package.mkdir(parents=True)
     monkeypatch.setattr(repository, "_PACKAGE", package)
@@ -50,6 +50,6 @@ def test_an_installed_package_keeps_caches_in_the_users_cache_folder(
 
 
 def test_a_package_without_sources_says_so(package: Path) -> None:
-    with pytest.raises(MusterError, match="lacks Muster's sources") as caught:
+    with pytest.raises(MusterError, match="does not contain Muster's sources") as caught:
         repository.root()
     assert "Install it again" in str(caught.value.fix)

@@ -1,4 +1,4 @@
-"""The local stack's life: up, up again, down, and everything that can get in between.
+"""The local stack: up, up again, down, and everything that can interrupt them.
 
 Terraform and the emulator's program are stand-ins here; the integration tests run the real ones.
 """
@@ -27,7 +27,7 @@ ENDPOINT = "http://127.0.0.1:4566"
 
 
 class Emulators:
-    """Stands in for the emulator: a process that only sleeps, and whatever health the test wants."""
+    """A fake emulator: a process that only sleeps, and the health that the test chooses."""
 
     def __init__(self) -> None:
         self.children: list[subprocess.Popen[bytes]] = []
@@ -95,7 +95,7 @@ def fake(
     program.says("apply", creates=state_dir / "terraform.tfstate")
     program.says("output", lines=[json.dumps(NESTED)])
     monkeypatch.setenv("PATH", program.path())
-    monkeypatch.setattr(terraform, "provider_environment", lambda platform, environment, cache: {})
+    monkeypatch.setattr(terraform, "provider_environment", lambda *_arguments: {})
     monkeypatch.setattr(bundle, "build_local", lambda out: None)
     monkeypatch.setattr(stack, "seed", lambda outputs: None)
     return program
@@ -126,7 +126,7 @@ class TestUp:
         assert len(emulators.children) == 1
         assert len(fake.calls("apply")) == 2
 
-    def test_it_is_ready_for_those_who_need_the_variables_that_it_has(
+    def test_ready_requires_the_same_variables(
         self, fake: FakeTerraform, emulators: Emulators, state_dir: Path
     ) -> None:
         assert Stack(state_dir).ready() is None
@@ -153,7 +153,7 @@ class TestUp:
         assert Stack(state_dir).status().phase == "down"
         assert Stack(state_dir).log_file.exists()
 
-    def test_a_stalled_apply_starts_afresh_once_on_a_new_emulator(
+    def test_a_stalled_apply_starts_again_once_on_a_new_emulator(
         self, fake: FakeTerraform, emulators: Emulators, state_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(stack, "_STALL_SECONDS", 0.5)
@@ -181,7 +181,7 @@ class TestUp:
         assert "Run `muster up` again" in str(caught.value.fix)
         assert (len(emulators.children), emulators.running) == (2, 0)
 
-    def test_an_interrupt_stops_what_was_started_and_the_next_up_works(
+    def test_an_interrupt_stops_the_emulator_and_the_next_up_works(
         self, fake: FakeTerraform, emulators: Emulators, state_dir: Path
     ) -> None:
         class Interrupting:
@@ -201,7 +201,7 @@ class TestUp:
         Stack(state_dir).up()
         assert emulators.running == 1
 
-    def test_an_emulator_is_recorded_before_anything_else_can_happen(
+    def test_an_emulator_is_recorded_before_it_runs(
         self, fake: FakeTerraform, emulators: Emulators, state_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         start = emulators.start
@@ -226,7 +226,7 @@ class TestUp:
         assert emulators.running == 1
         assert Stack(state_dir).status().phase == "ready"
 
-    def test_what_a_killed_up_left_half_done_is_replaced(
+    def test_up_replaces_a_stack_that_a_killed_up_left(
         self, fake: FakeTerraform, emulators: Emulators, state_dir: Path
     ) -> None:
         Stack(state_dir).up()
@@ -241,18 +241,16 @@ class TestUp:
         with first._locked(), pytest.raises(StackError, match="Another process"):
             second.up()
 
-    def test_a_directory_with_something_else_in_it_is_left_alone(
-        self, fake: FakeTerraform, state_dir: Path
-    ) -> None:
+    def test_a_folder_with_other_files_is_left_unchanged(self, fake: FakeTerraform, state_dir: Path) -> None:
         (state_dir / "source").mkdir(parents=True)
         for call in (Stack(state_dir).up, Stack(state_dir).down):
-            with pytest.raises(StackError, match="holds something else"):
+            with pytest.raises(StackError, match="is not empty"):
                 call()
         assert (state_dir / "source").exists()
 
 
 class TestUpgrade:
-    """A stack that another version of Muster brought up, with other outputs and another record."""
+    """A stack that another version of Muster started, with other outputs and another record."""
 
     @pytest.fixture
     def older(self, fake: FakeTerraform, emulators: Emulators, state_dir: Path) -> None:
@@ -263,7 +261,7 @@ class TestUpgrade:
         (state_dir / "stack.json").write_text(json.dumps(document | {"version": "0.3.0"}))
 
     @pytest.mark.usefixtures("older")
-    def test_status_tells_that_it_runs(self, emulators: Emulators, state_dir: Path) -> None:
+    def test_status_reports_that_it_runs(self, emulators: Emulators, state_dir: Path) -> None:
         status = Stack(state_dir).status()
         assert (status.phase, status.outputs) == ("ready", None)
         assert status.process is not None
@@ -277,7 +275,7 @@ class TestUpgrade:
         assert not state_dir.exists()
 
     @pytest.mark.usefixtures("older")
-    def test_up_brings_it_up_to_date(self, emulators: Emulators, state_dir: Path) -> None:
+    def test_up_updates_it(self, emulators: Emulators, state_dir: Path) -> None:
         outputs = Stack(state_dir).up()
         assert Stack(state_dir).status().outputs == outputs
         assert len(emulators.children) == 1
@@ -288,7 +286,7 @@ class TestUpgrade:
             resolve_outputs(None, state_dir)
         assert "muster up" in str(caught.value.fix)
 
-    def test_a_record_without_outputs_is_enough(
+    def test_a_record_without_outputs_is_accepted(
         self, fake: FakeTerraform, emulators: Emulators, state_dir: Path
     ) -> None:
         Stack(state_dir).up()
@@ -395,7 +393,7 @@ class TestDown:
 
 
 class TestAttached:
-    """On an emulator of somebody else's: it is never started, never stopped."""
+    """With an external emulator, which Muster neither starts nor stops."""
 
     def test_nothing_is_started_or_stopped(
         self, fake: FakeTerraform, emulators: Emulators, state_dir: Path

@@ -1,27 +1,16 @@
-"""Terraform: where it and its provider come from, what a run shows, and how it ends."""
+"""Terraform: how it is found, what a run reports, and how a run ends."""
 
 import os
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from muster.errors import TerraformError, TerraformStalled
-from muster.local import terraform
+from muster.local import repository, terraform
 from muster.local.terraform import PlannedChange, Terraform
 from tests.support.fake_terraform import PLATFORM, FakeTerraform, change, failure, planned
-
-UNPACKED = f"registry.terraform.io/hashicorp/aws/{{}}/{PLATFORM}/terraform-provider-aws_v{{}}_x5"
-PACKED = f"registry.terraform.io/hashicorp/aws/terraform-provider-aws_{{}}_{PLATFORM}.zip"
-
-
-def make_mirror(folder: Path, version: str = "5.100.0", layout: str = UNPACKED) -> Path:
-    path = folder / layout.format(version, version)
-    path.parent.mkdir(parents=True)
-    path.touch()
-    return folder
 
 
 @pytest.fixture
@@ -29,14 +18,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTerraform:
     program = FakeTerraform(tmp_path / "bin")
     monkeypatch.setenv("PATH", program.path())
     return program
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No registry, an empty home and an empty disk, unless a test says otherwise."""
-    monkeypatch.setattr(terraform, "_registry_answers", lambda: False)
-    monkeypatch.setattr(terraform, "search_roots", lambda environment: [])
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
 class Recorder:
@@ -70,104 +51,11 @@ class TestBinary:
             terraform.find_binary()
 
     @pytest.mark.parametrize("version", ["1.11.0", "1.12.0-beta1", "2.0.0"])
-    def test_new_enough_terraform_is_taken(
+    def test_new_enough_terraform_is_accepted(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
     ) -> None:
         monkeypatch.setenv("PATH", FakeTerraform(tmp_path / "new", version).path())
         assert terraform.find_binary().platform == PLATFORM
-
-
-class TestProviderSource:
-    def find(self, tmp_path: Path, environment: Mapping[str, str] | None = None) -> dict[str, str]:
-        return terraform.provider_environment(PLATFORM, environment or {}, tmp_path / "cache")
-
-    def test_named_mirror_wins_over_everything(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(terraform, "_registry_answers", lambda: True)
-        mirror = make_mirror(tmp_path / "mirror")
-        configuration = tmp_path / "terraformrc"
-        configuration.write_text("provider_installation {}")
-        found = self.find(
-            tmp_path, {"MUSTER_TERRAFORM_MIRROR": str(mirror), "TF_CLI_CONFIG_FILE": str(configuration)}
-        )
-        assert f'"{mirror}"' in Path(found["TF_CLI_CONFIG_FILE"]).read_text()
-
-    def test_named_mirror_without_the_provider_is_an_error_that_names_the_variable(
-        self, tmp_path: Path
-    ) -> None:
-        with pytest.raises(TerraformError, match=r"MUSTER_TERRAFORM_MIRROR names /nowhere") as caught:
-            self.find(tmp_path, {"MUSTER_TERRAFORM_MIRROR": "/nowhere"})
-        assert "unset the variable" in str(caught.value.fix)
-
-    @pytest.mark.parametrize("named", [True, False])
-    def test_the_users_own_installation_settings_are_left_alone(self, tmp_path: Path, named: bool) -> None:
-        configuration = tmp_path / "home" / ".terraformrc"
-        configuration.parent.mkdir()
-        configuration.write_text("provider_installation {}")
-        assert self.find(tmp_path, {"TF_CLI_CONFIG_FILE": str(configuration)} if named else {}) == {}
-
-    def test_the_registry_is_used_when_it_answers_and_downloads_are_kept(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(terraform, "_registry_answers", lambda: True)
-        monkeypatch.setattr(terraform, "search_roots", lambda environment: pytest.fail("searched the disk"))
-        found = self.find(tmp_path, {"TF_CLI_CONFIG_FILE": str(tmp_path / "missing")})
-        assert found == {"TF_PLUGIN_CACHE_DIR": str(tmp_path / "cache" / "plugins")}
-        assert Path(found["TF_PLUGIN_CACHE_DIR"]).is_dir()
-
-    def test_a_mirror_on_the_disk_is_used_when_the_registry_is_silent(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        mirror = make_mirror(tmp_path / "disk" / "some" / 'odd "name"')
-        monkeypatch.setattr(terraform, "search_roots", lambda environment: [tmp_path / "disk"])
-        text = Path(self.find(tmp_path)["TF_CLI_CONFIG_FILE"]).read_text()
-        assert str(mirror).replace('"', r"\"") in text
-        assert "direct" in text  # other providers still come from where they come from
-
-    def test_no_source_at_all_is_an_error_that_says_what_to_do(self, tmp_path: Path) -> None:
-        with pytest.raises(TerraformError, match=r"registry\.terraform\.io does not answer") as caught:
-            self.find(tmp_path)
-        assert "MUSTER_TERRAFORM_MIRROR" in str(caught.value.fix)
-
-
-class TestMirrorSearch:
-    @pytest.mark.parametrize("layout", [UNPACKED, PACKED])
-    def test_both_mirror_layouts_are_found_at_any_depth(self, tmp_path: Path, layout: str) -> None:
-        mirror = make_mirror(tmp_path / "a" / "b" / "c", layout=layout)
-        assert terraform.find_mirror(PLATFORM, [tmp_path]) == mirror
-
-    def test_earlier_roots_win_and_nearer_mirrors_within_one(self, tmp_path: Path) -> None:
-        make_mirror(tmp_path / "second")
-        make_mirror(tmp_path / "first" / "a" / "deep")
-        nearer = make_mirror(tmp_path / "first" / "z")
-        assert terraform.find_mirror(PLATFORM, [tmp_path / "first", tmp_path / "second"]) == nearer
-
-    @pytest.mark.parametrize("version", ["4.67.0", "5.99.1", "7.0.0"])
-    @pytest.mark.parametrize("layout", [UNPACKED, PACKED])
-    def test_versions_the_module_does_not_accept_are_passed_over(
-        self, tmp_path: Path, version: str, layout: str
-    ) -> None:
-        make_mirror(tmp_path / "a", version=version, layout=layout)
-        good = make_mirror(tmp_path / "b", version="6.4.0", layout=layout)
-        assert terraform.find_mirror(PLATFORM, [tmp_path]) == good
-
-    def test_other_platforms_are_passed_over(self, tmp_path: Path) -> None:
-        make_mirror(tmp_path)
-        assert terraform.find_mirror("darwin_arm64", [tmp_path]) is None
-
-    def test_links_and_unreadable_or_missing_directories_do_no_harm(self, tmp_path: Path) -> None:
-        (tmp_path / "loop").symlink_to(tmp_path)
-        (tmp_path / "closed").mkdir(mode=0o000)
-        assert terraform.find_mirror(PLATFORM, [tmp_path / "missing", tmp_path]) is None
-
-    def test_the_search_ends_in_time(self, tmp_path: Path) -> None:
-        make_mirror(tmp_path)
-        assert terraform.find_mirror(PLATFORM, [tmp_path], seconds=0) is None
-
-    def test_plugin_directories_come_before_the_whole_disk(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.undo()
-        roots = list(terraform.search_roots({"TF_PLUGIN_CACHE_DIR": "/plugins"}))
-        assert roots[:2] == [Path("/plugins"), Path.home() / ".terraform.d"]
-        assert roots[-1] == Path("/")
 
 
 class TestRuns:
@@ -196,7 +84,9 @@ class TestRuns:
             "2/2 aws_sns_topic.offline",
         ]
 
-    def test_every_error_is_told_with_its_place(self, fake: FakeTerraform, tmp_path: Path) -> None:
+    def test_an_error_names_every_fault_with_its_file_and_line(
+        self, fake: FakeTerraform, tmp_path: Path
+    ) -> None:
         fake.says(
             "apply",
             exit_code=1,
@@ -211,7 +101,7 @@ class TestRuns:
             "terraform apply failed: variables.tf:7: Invalid value. Use another.; creating SQS Queue: no host"
         )
 
-    def test_a_failure_before_json_begins_is_told_too(self, fake: FakeTerraform, tmp_path: Path) -> None:
+    def test_a_failure_without_json_reports_the_plain_text(self, fake: FakeTerraform, tmp_path: Path) -> None:
         fake.says("init", exit_code=1, lines=["Error: Too many command line arguments"])
         with pytest.raises(TerraformError, match="Too many command line arguments"):
             self.run(tmp_path).init()
@@ -228,7 +118,9 @@ class TestRuns:
         with pytest.raises(TerraformError, match="terraform output failed"):
             self.run(tmp_path).output()
 
-    def test_an_interrupt_is_passed_on_and_waited_for(self, fake: FakeTerraform, tmp_path: Path) -> None:
+    def test_an_interrupt_reaches_terraform_which_may_finish(
+        self, fake: FakeTerraform, tmp_path: Path
+    ) -> None:
         fake.says("apply", lines=[planned(add=1), change("apply_start", "aws_sqs_queue.offline")], seconds=60)
 
         class Impatient(Recorder):
@@ -258,7 +150,7 @@ class TestRuns:
             self.run(tmp_path, Impatient()).apply()
         assert time.monotonic() - began < 10
 
-    def test_on_windows_a_command_is_waited_for(
+    def test_on_windows_muster_waits_for_the_command(
         self, fake: FakeTerraform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         fake.says("state", exit_code=3)
@@ -269,15 +161,42 @@ class TestRuns:
             program.become(["state", "list"])
         assert ended.value.code == 3
 
-    def test_a_configuration_file_that_does_not_exist_is_not_passed_on(
+    def test_a_cli_configuration_that_does_not_exist_is_not_passed_to_terraform(
         self, fake: FakeTerraform, tmp_path: Path
     ) -> None:
         self.run(tmp_path, TF_CLI_CONFIG_FILE=str(tmp_path / "missing")).init()
         assert "TF_CLI_CONFIG_FILE" not in fake.calls("init")[0]["environment"]
 
+    def test_a_failure_without_any_output_says_so(self, fake: FakeTerraform, tmp_path: Path) -> None:
+        fake.says("init", exit_code=1)
+        with pytest.raises(TerraformError, match=r"terraform init failed: \(no output\)"):
+            self.run(tmp_path).init()
+
+
+class TestCommandLine:
+    """`muster terraform`."""
+
+    @pytest.fixture(autouse=True)
+    def _no_provider_search(self, fake: FakeTerraform, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(terraform, "provider_environment", lambda *_arguments: {})
+
+    def test_it_works_in_the_folder_that_chdir_names(self, fake: FakeTerraform, tmp_path: Path) -> None:
+        fake.says("output", lines=[{}])
+        arguments = [f"-chdir={tmp_path}", "state", "list"]
+        program, rest = terraform.for_command_line(arguments, Recorder())
+        program.output()
+        assert rest == ["state", "list"]
+        assert f"-chdir={tmp_path}" in fake.calls("output")[0]["arguments"]
+
+    def test_an_installed_package_needs_chdir(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(repository, "checkout", lambda: None)
+        with pytest.raises(TerraformError) as caught:
+            terraform.for_command_line(["plan"], Recorder())
+        assert "-chdir=DIR" in str(caught.value.fix)
+
 
 class TestStall:
-    """The emulator lost an answer: Terraform only says that it still waits."""
+    """The emulator lost an answer: Terraform only reports that it is still waiting."""
 
     def test_a_run_without_progress_is_stopped_and_names_the_resource(
         self, fake: FakeTerraform, tmp_path: Path

@@ -1,4 +1,4 @@
-"""`muster up --watch`: how the values of a state machine's template are read out of what runs."""
+"""`muster up --watch`: how the values of a template are read from the running definition."""
 
 import pytest
 

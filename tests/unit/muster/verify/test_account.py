@@ -1,4 +1,4 @@
-"""Each check of `muster verify` that reads what is deployed: a wrong setting fails it."""
+"""Each check of `muster verify` that reads settings fails on a wrong one."""
 
 import asyncio
 import json
@@ -10,7 +10,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from muster.verify import CHECKS, account
-from muster.verify.rows import Row, carry_out
+from muster.verify.check import carry_out
+from muster.verify.rows import Row
 from tests.support.fake_world import World
 
 BROADCAST = {
@@ -152,7 +153,7 @@ def carry(
     changes: Mapping[str, Any] | None = None,
     http: str | None = "AccessDenied",
 ) -> Row:
-    """Carry out one check on a deployment that is right but for these answers."""
+    """Carry out one check on a deployment with the right settings, except for these answers."""
     world = World()
     world.answers |= GOOD | dict(changes or {})
     insecure = Insecure(http)
@@ -164,7 +165,7 @@ def carry(
 
 
 @pytest.mark.parametrize("name", [check.name for check in account.CHECKS])
-def test_a_deployment_with_the_right_settings_holds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_right_settings_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert carry(name, monkeypatch).result == "held"
 
 
@@ -183,13 +184,13 @@ def test_a_queue_that_answers_plain_http_fails_the_row(monkeypatch: pytest.Monke
     assert carry("plain-http", monkeypatch, http=None).result == "failed"
 
 
-def test_a_deployment_that_is_not_traced_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deployment_without_traces_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(account, "TRACE_SECONDS", 0.0)
     assert carry("traces", monkeypatch, {"xray.batch_get_traces": {}}).result == "unknown"
 
 
 @pytest.mark.parametrize(("name", "call", "answer"), UNKNOWN, ids=identify)
-def test_what_cannot_be_read_is_unknown(
+def test_a_setting_that_cannot_be_read_is_unknown(
     name: str, call: str, answer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert carry(name, monkeypatch, {call: answer}).result == "unknown"
@@ -210,7 +211,9 @@ def test_the_quota_comes_from_service_quotas_where_the_account_may_not_be_read(
     assert row.detail == "These credentials may not call ListServiceQuotas."
 
 
-def test_a_table_of_the_adopter_is_named_and_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_that_the_module_did_not_create_is_named_and_not_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     world = World()
     world.answers |= GOOD
     monkeypatch.setattr(world, "outputs", replace(world.outputs, users_table="people"))
@@ -220,14 +223,14 @@ def test_a_table_of_the_adopter_is_named_and_not_judged(monkeypatch: pytest.Monk
     assert "people" in row.detail
 
 
-def test_alarms_that_ring_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alarms_in_alarm_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [alarm(name, "ALARM" if name == "undeliverable" else "OK") for name in account.PAGING_ALARMS]
     row = carry("alarms", monkeypatch, {"cloudwatch.describe_alarms": {"MetricAlarms": found}})
     assert row.result == "held"
     assert "undeliverable" in row.detail
 
 
-def test_what_only_aws_has_is_unknown_on_an_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_that_only_aws_has_are_unknown_on_an_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     world.answers |= GOOD
     monkeypatch.setattr(world, "outputs", replace(world.outputs, endpoint_url="http://127.0.0.1:1"))

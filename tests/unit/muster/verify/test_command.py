@@ -1,4 +1,4 @@
-"""How `muster verify` asks, prints and exits."""
+"""The command `muster verify`: its confirmation, its output and its exit codes."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def report(*results: Any, left: list[str] | None = None) -> Report:
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Replace the work; `report` is what it returns, and the rest what it was given."""
+    """Replace the run. `report` is its result; the other entries are the arguments that it got."""
     noted: dict[str, Any] = {"report": report("held"), "counts": {"all": 312, "admin": 7}}
 
     async def verify(outputs: Outputs, tokens: object, **options: Any) -> Report:
@@ -61,7 +61,7 @@ def call(outputs_file: str, *arguments: str, typed: str = "") -> Result:
         (["held"], ["user muster-verify-1 (DeleteItem: AccessDenied)"], 1),
     ],
 )
-def test_the_exit_code_says_what_became_of_it(
+def test_the_exit_code_follows_the_result(
     given: dict[str, Any], outputs_file: str, results: list[str], left: list[str], code: int
 ) -> None:
     given["report"] = report(*results, left=left)
@@ -82,7 +82,7 @@ def test_json_is_one_object_with_every_row(given: dict[str, Any], outputs_file: 
     assert printed["left"] == []
 
 
-def test_by_default_nothing_is_consented_to(given: dict[str, Any], outputs_file: str) -> None:
+def test_by_default_no_consent_is_given(given: dict[str, Any], outputs_file: str) -> None:
     assert call(outputs_file).exit_code == 0
     assert given["consent"] == Consent()
     assert given["clients"] == 20
@@ -116,12 +116,12 @@ def test_scopes_send_nothing_unless_the_number_is_typed(
     assert "7 live connections of the role admin" in ended.output.replace("\n", " ")
 
 
-def test_scopes_are_consented_to_by_typing_the_number(given: dict[str, Any], outputs_file: str) -> None:
+def test_typing_the_number_confirms_the_scopes(given: dict[str, Any], outputs_file: str) -> None:
     assert call(outputs_file, "--scopes", "all,role", typed="312\n").exit_code == 0
     assert given["consent"] == Consent(scopes=frozenset({"all", "role"}))
 
 
-def test_the_number_of_a_role_alone_is_asked_for(given: dict[str, Any], outputs_file: str) -> None:
+def test_for_a_role_its_own_number_is_asked_for(given: dict[str, Any], outputs_file: str) -> None:
     assert call(outputs_file, "--scopes", "role", typed="7\n").exit_code == 0
     assert given["consent"] == Consent(scopes=frozenset({"role"}))
 
@@ -147,7 +147,7 @@ def test_the_dry_run_calls_nothing_and_prints_steps_and_permissions(
     assert any("all" in step for step in printed["steps"])
 
 
-def test_a_resource_of_the_policy_is_the_narrowest_there_is(outputs_file: str) -> None:
+def test_the_policy_allows_only_these_actions_on_every_resource(outputs_file: str) -> None:
     printed = json.loads(call(outputs_file, "--dry-run", "--json").stdout)
     anywhere = {
         action

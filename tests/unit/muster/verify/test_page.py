@@ -1,4 +1,4 @@
-"""docs/verify.md lists the checks that there are."""
+"""docs/verify.md lists every check."""
 
 import re
 from pathlib import Path

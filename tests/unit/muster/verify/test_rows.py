@@ -1,4 +1,4 @@
-"""What becomes of a check, whom a run may address, which filters match, and where tokens come from."""
+"""Rows, targets, filter policies and tokens of `muster verify`."""
 
 import asyncio
 import sys
@@ -12,9 +12,9 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from muster.errors import MusterError
 from muster.verify import CHECKS, Broken, CannotTell, Check, Consent, Probe, Report, Row, UnsafeTarget, chosen
+from muster.verify.check import carry_out
 from muster.verify.filters import may_match
-from muster.verify.probe import _notifications
-from muster.verify.rows import carry_out
+from muster.verify.offline_topic import notifications
 from muster.verify.tokens import CommandTokens, SecretTokens
 from tests.support.fake_world import ISSUER, SECRET, World
 
@@ -51,7 +51,7 @@ def aws(code: str) -> ClientError:
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else value,
 )
-def test_whatever_a_check_meets_becomes_a_row(error: Exception | None, result: str) -> None:
+def test_every_error_of_a_check_becomes_a_row(error: Exception | None, result: str) -> None:
     row = outcome(error)
     assert row.result == result
     assert "secret" not in row.detail
@@ -70,7 +70,7 @@ def row(result: Any) -> Row:
     return Row("one", "", "", result, "", None, 0.0)
 
 
-def test_a_report_failed_if_anything_failed_or_was_left() -> None:
+def test_a_report_fails_if_a_row_failed_or_something_is_left() -> None:
     assert Report("run", [row("held"), row("unknown"), row("failed")]).result == "failed"
     assert Report("run", [row("held")], left=["user x"]).result == "failed"
     assert Report("run", [row("held"), row("unknown")]).result == "unknown"
@@ -86,7 +86,7 @@ def test_checks_that_need_a_consent_are_left_out_without_it() -> None:
         chosen(["idle"], Consent())
 
 
-def test_a_named_check_brings_what_it_needs_and_an_unknown_one_is_refused() -> None:
+def test_a_named_check_includes_those_it_needs_and_an_unknown_one_is_refused() -> None:
     assert [check.name for check in chosen(["users"], Consent())] == ["clients", "users"]
     with pytest.raises(MusterError) as refusal:
         chosen(["nothing"], Consent())
@@ -119,12 +119,12 @@ def test_a_target_beyond_the_run_is_refused(target: dict[str, Any]) -> None:
 def test_more_users_than_a_target_may_name_are_refused_before_an_execution_fails() -> None:
     world = World()
     with pytest.raises(UnsafeTarget):
-        world.check_target({"users": [world.cast.seats[0].user_id] * 101})
+        world.check_target({"users": [world.users.listeners[0].user_id] * 101})
 
 
-def test_a_target_of_the_run_is_accepted_and_does_not_excuse_another() -> None:
+def test_a_target_of_the_run_is_accepted_unless_it_also_names_others() -> None:
     world = World()
-    own = {"users": [user.user_id for user in world.cast.seats], "shelters": [world.shelter]}
+    own = {"users": [user.user_id for user in world.users.listeners], "shelters": [world.shelter]}
     world.check_target(own)
     with pytest.raises(UnsafeTarget):
         world.check_target(own | {"roles": ["resident"]})
@@ -170,7 +170,7 @@ NOTE = {
         ('{"$or": [{"role": ["resident"]}, {"reason": ["absent"]}]}', False),
     ],
 )
-def test_a_filter_policy_matches_as_sns_documents_and_in_doubt(policy: str, matches: bool) -> None:
+def test_a_filter_policy_matches_as_sns_documents_and_when_in_doubt(policy: str, matches: bool) -> None:
     assert may_match({"FilterPolicy": policy}, NOTE) is matches
 
 
@@ -184,20 +184,20 @@ def test_a_filter_policy_matches_as_sns_documents_and_in_doubt(policy: str, matc
         ('{"reason": ["absent"]}', False),
     ],
 )
-def test_a_filter_of_the_body_matches_where_its_property_is_not_known(policy: str, matches: bool) -> None:
+def test_a_filter_on_an_unknown_property_of_the_body_matches(policy: str, matches: bool) -> None:
     scope = {"FilterPolicy": policy, "FilterPolicyScope": "MessageBody"}
     assert may_match(scope, NOTE) is matches
 
 
-def test_a_notification_that_names_no_user_is_reckoned_with() -> None:
-    user = World().cast.hard
-    reasons = [note["attributes"]["reason"] for note in _notifications(user, "resident")]
+def test_filters_are_also_matched_with_the_notification_that_names_no_user() -> None:
+    user = World().users.hard
+    reasons = [note["attributes"]["reason"] for note in notifications(user, "resident")]
     assert reasons == ["gone", "failed", "absent", "unreached"]
     unreached = {"FilterPolicy": '{"reason": ["unreached"]}'}
-    assert any(may_match(unreached, note) for note in _notifications(user, "resident"))
+    assert any(may_match(unreached, note) for note in notifications(user, "resident"))
 
 
-def test_refused_tokens_are_refused_and_the_good_one_is_not() -> None:
+def test_faulty_tokens_are_refused_and_the_valid_one_is_accepted() -> None:
     tokens = SecretTokens(ISSUER)
     options: dict[str, Any] = {"algorithms": ["HS256"], "audience": ISSUER.audience, "issuer": ISSUER.issuer}
     jwt.decode(tokens.issue("ann"), SECRET, **options)
@@ -213,7 +213,7 @@ def command(folder: Path, source: str) -> str:
     return f"'{sys.executable}' '{script}'"
 
 
-def test_a_command_makes_the_tokens_and_may_choose_the_ids(tmp_path: Path) -> None:
+def test_a_command_prints_the_tokens_and_may_choose_the_ids(tmp_path: Path) -> None:
     tokens = CommandTokens(command(tmp_path, f"print(jwt.encode({{'sub': 'x-' + user}}, '{SECRET}'))"))
     assert tokens.user("ann") == "x-ann"
     assert jwt.decode(tokens.issue("x-ann"), SECRET, algorithms=["HS256"])["sub"] == "x-ann"

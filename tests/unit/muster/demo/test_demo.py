@@ -1,4 +1,4 @@
-"""The demo's reckoning, and how its command ends; the demo itself is an end-to-end test."""
+"""The demo's script, its comparisons, and how its command ends. tests/e2e runs the demo itself."""
 
 import asyncio
 import json
@@ -12,20 +12,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from muster.cli import demo as command
-from muster.demo.script import (
-    FEWEST_CLIENTS,
-    Delivery,
-    Limit,
-    Missed,
-    Report,
-    cast,
-    is_addressed,
-    script,
-)
+from muster.demo.report import Delivery, Limit, Missed, Report
+from muster.demo.script import FEWEST_CLIENTS, choose_users, is_addressed, script
 from muster.errors import DemoFailed, MusterError, StackError
+from muster.listeners import Timing
 from muster.local.seed import USERS, User
 from muster.local.stack import Status
-from muster.seats import Timing, broadcast_limit_ms, compare
 
 TIMING = Timing(1.0, 2.0, 3.0)
 
@@ -44,8 +36,8 @@ def report(*problems: str) -> Report:
 
 
 @pytest.mark.parametrize("clients", [FEWEST_CLIENTS, 13, 50, 300])
-def test_clients_spread_over_users_some_of_whom_have_two(clients: int) -> None:
-    users = cast(clients)
+def test_a_fifth_of_the_clients_are_second_ones_of_their_users(clients: int) -> None:
+    users = choose_users(clients)
     counts = [users.count(user) for user in set(users)]
     assert len(users) == clients
     assert counts.count(2) == clients // 5
@@ -53,16 +45,16 @@ def test_clients_spread_over_users_some_of_whom_have_two(clients: int) -> None:
     assert users.count(users[-1]) == 1
 
 
-def test_the_cast_has_every_role_both_shelters_and_nobody_inactive() -> None:
-    assert {user.role for user in cast(FEWEST_CLIENTS)} == {user.role for user in USERS}
-    assert {user.shelter_id for user in cast(50)} == {user.shelter_id for user in USERS}
-    assert all(user.active for user in cast(300))
-    assert len({user.user_id for user in cast(300)}) == 240
+def test_the_users_have_every_role_and_shelter_and_are_active() -> None:
+    assert {user.role for user in choose_users(FEWEST_CLIENTS)} == {user.role for user in USERS}
+    assert {user.shelter_id for user in choose_users(50)} == {user.shelter_id for user in USERS}
+    assert all(user.active for user in choose_users(300))
+    assert len({user.user_id for user in choose_users(300)}) == 240
 
 
 @pytest.mark.parametrize("clients", [FEWEST_CLIENTS, 50])
 def test_the_script_has_each_scope_by_execution_and_each_type_by_a_client(clients: int) -> None:
-    users = cast(clients)
+    users = choose_users(clients)
     steps = script(users)
     scopes = {step.scope for step in steps if step.via == "execution"}
     assert scopes == {"all, cold", "all", "role", "user", "shelter", "overlapping"}
@@ -72,7 +64,7 @@ def test_the_script_has_each_scope_by_execution_and_each_type_by_a_client(client
         assert step.sender is None or step.sender in {user.user_id for user in users}
 
 
-def test_a_target_includes_whoever_any_of_its_scopes_names() -> None:
+def test_a_target_includes_every_user_whom_one_of_its_scopes_names() -> None:
     user = User("ann", "resident", "north")
     homeless = User("bob", "resident")
     for target in ({"all": True}, {"roles": ["resident"]}, {"users": ["ann"]}, {"shelters": ["north"]}):
@@ -80,32 +72,6 @@ def test_a_target_includes_whoever_any_of_its_scopes_names() -> None:
     assert is_addressed(user, {"roles": ["admin"], "users": ["bob"], "shelters": ["north"]})
     assert not is_addressed(user, {"roles": ["admin"], "users": ["bob"], "shelters": ["south"]})
     assert not is_addressed(homeless, {"shelters": ["north"]})
-
-
-def test_whoever_got_exactly_what_was_meant_for_them_gives_no_problem() -> None:
-    assert compare({"1": {"ann"}, "2": set()}, {"1": {"ann"}}, {}) == []
-
-
-def test_a_message_that_is_missing_astray_or_unknown_is_named_with_its_clients() -> None:
-    expected = {"1": {"ann", "bob", "cem", "dan", "eva", "fay"}, "2": {"ann"}}
-    problems = compare(
-        expected, {"2": {"ann", "bob"}, "3": {"ann"}}, {"1": "alert to all", "2": "alert to ann"}
-    )
-    assert problems == [
-        "alert to all: nothing arrived at ann, bob, cem, dan, eva and 1 more",
-        "alert to ann: arrived at bob, who are not addressed",
-        "a message that nobody sent (3): arrived at ann, who are not addressed",
-    ]
-
-
-def test_timing_is_by_nearest_rank_in_milliseconds() -> None:
-    assert Timing.of([0.001 * n for n in range(100, 0, -1)]) == Timing(50.0, 99.0, 100.0)
-    assert Timing.of([0.5]) == Timing(500.0, 500.0, 500.0)
-
-
-def test_the_broadcast_limit_is_3_s_for_50_clients_and_grows_with_more() -> None:
-    assert broadcast_limit_ms(10) == broadcast_limit_ms(50) == 3000
-    assert 3000 < broadcast_limit_ms(300) < 10_000
 
 
 class FakeStack:
@@ -171,7 +137,7 @@ def fail() -> None:
     raise StackError("Port 1 is taken.")
 
 
-def test_success_prints_the_figures_within_80_columns_and_takes_the_stack_down(
+def test_success_prints_the_figures_within_80_columns_and_stops_the_stack(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     result = play(monkeypatch, report())
@@ -188,20 +154,20 @@ def test_json_is_one_object_with_every_figure(monkeypatch: pytest.MonkeyPatch) -
     assert printed["deliveries"][0]["timing"]["p99_ms"] == 2.0
 
 
-def test_problems_end_it_with_an_error_that_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_problems_become_an_error_that_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     result = play(monkeypatch, report("alert to all: nothing arrived at ann"))
     assert isinstance(result.exception, DemoFailed)
     assert "nothing arrived at ann" in str(result.exception)
     assert FakeStack.made.finished_down
 
 
-def test_a_demo_that_breaks_off_takes_the_stack_down(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_demo_that_fails_stops_the_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     result = play(monkeypatch, MusterError("No."))
     assert str(result.exception) == "No."
     assert FakeStack.made.finished_down
 
 
-def test_an_interrupt_takes_the_stack_down_and_a_second_one_does_not_stop_that(
+def test_an_interrupt_stops_the_stack_and_a_second_one_does_not_prevent_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
@@ -212,20 +178,20 @@ def test_an_interrupt_takes_the_stack_down_and_a_second_one_does_not_stop_that(
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_interrupt_once_the_demo_is_over_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_after_the_demo_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeStack, "during_down", staticmethod(interrupt))
     assert play(monkeypatch, report()).exit_code == 0
     assert FakeStack.made.finished_down
 
 
-def test_an_interrupt_while_the_stack_comes_up_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_the_stack_starts_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeStack, "during_up", staticmethod(interrupt))
     result = play(monkeypatch, report())
     assert result.exit_code == 130
     assert not FakeStack.made.state_dir.exists()
 
 
-def test_keep_leaves_the_stack_and_says_how_to_stop_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_leaves_the_stack_running_and_prints_how_to_stop_it(monkeypatch: pytest.MonkeyPatch) -> None:
     result = play(monkeypatch, report(), "--keep")
     assert not FakeStack.made.finished_down
     assert f"muster down --state-dir {FakeStack.made.state_dir}" in result.output.replace("\n", "")
@@ -241,7 +207,7 @@ def test_a_demo_that_cannot_start_leaves_no_folder(
     assert not FakeStack.made.state_dir.exists()
 
 
-def test_a_log_that_the_error_points_to_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_the_error_names_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail_with_a_log() -> None:
         raise StackError("The emulator ended.", fix=f"See {FakeStack.made.log_file}")
 

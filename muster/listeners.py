@@ -1,8 +1,7 @@
-"""Several clients at once, what each of them received, and how that compares with what was sent.
+"""Many clients at once: what each one receives, compared with what was sent.
 
-The demo and `muster verify` stand on it. That a client received nothing else is known without waiting: after
-the last receipt each client sends a ping. Frames of one connection are ordered, so whatever was posted to a
-client has arrived when the pong does.
+The demo and `muster verify` use it. To prove that a client received nothing else, it sends a ping after the
+last receipt: frames of one connection arrive in order, so every earlier post arrives before the pong.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from muster.local.seed import User
 from muster.progress import Progress
 
 AT_ONCE = 16
-"""Handshakes or pings in flight: the emulator passes each through one warm Lambda process, in turn."""
+"""Handshakes or pings in flight. More gain nothing: the emulator has one Lambda process for each function."""
 
 HANDSHAKE_LIMIT_MS = 2_000.0
 BROADCAST_LIMIT_MS = 3_000.0
-"""From StartExecution to the last arrival at 50 clients, once the Lambdas run."""
+"""From StartExecution to the last arrival at 50 clients, with warm Lambdas."""
 
 MS_PER_FURTHER_CLIENT = 10.0
 
@@ -35,7 +34,7 @@ ARRIVAL_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Timing:
-    """How long something took over several samples, in milliseconds."""
+    """Durations of several samples, in milliseconds."""
 
     p50_ms: float
     p99_ms: float
@@ -44,22 +43,25 @@ class Timing:
     @classmethod
     def of(cls, seconds: Iterable[float]) -> Self:
         """Summarise at least one sample, by nearest rank."""
-        samples = sorted(1000 * second for second in seconds)
-        rank = {percent: samples[ceil(percent / 100 * len(samples)) - 1] for percent in (50, 99, 100)}
-        return cls(*(round(value, 1) for value in rank.values()))
+        samples = sorted(round(1000 * second, 1) for second in seconds)
+
+        def percentile(percent: int) -> float:
+            return samples[ceil(percent / 100 * len(samples)) - 1]
+
+        return cls(p50_ms=percentile(50), p99_ms=percentile(99), max_ms=samples[-1])
 
 
 def broadcast_limit_ms(clients: int) -> float:
-    """Return the limit from StartExecution to the last arrival, which grows with the clients beyond 50."""
+    """Return the limit from StartExecution to the last arrival. It grows with each client beyond 50."""
     return BROADCAST_LIMIT_MS + MS_PER_FURTHER_CLIENT * max(0, clients - 50)
 
 
 def compare(
     expected: Mapping[str, Collection[str]], received: Mapping[str, Collection[str]], names: Mapping[str, str]
 ) -> list[str]:
-    """Return a sentence for each difference between who should have got each message and who did.
+    """Return a sentence for each message that a client lacks, or got although it was not addressed.
 
-    Both map message ids to clients; `names` describes the messages that were sent.
+    `expected` and `received` map message ids to clients; `names` maps message ids to descriptions.
     """
     problems = []
     for identifier in sorted(expected.keys() | received.keys()):
@@ -91,10 +93,10 @@ async def wait_for_receipt(broadcaster: Broadcaster, execution: Execution) -> Re
 
 
 @dataclass
-class Seat:
-    """One client and what it received: message ids with the time of arrival.
+class Listener:
+    """A client of one user, and what it received: message ids with the time of arrival.
 
-    `position` is where the next client of the same seat goes on.
+    After `close`, `position` is where the listener's next client resumes.
     """
 
     name: str
@@ -114,7 +116,7 @@ class Seat:
         self.collector = asyncio.create_task(self._collect(client, arrival))
 
     async def close(self) -> None:
-        """Close the client and take in everything that arrived before."""
+        """Close the client, after it received everything that arrived before."""
         if self.client and self.collector:
             await self.client.close()
             await self.collector
@@ -134,8 +136,8 @@ class Seat:
             arrival.set()
 
 
-class Seats:
-    """A client for each of `users`, open inside `async with`. A user may have several."""
+class Listeners:
+    """A listener for each of `users`, connected inside `async with`. A user may have several."""
 
     def __init__(
         self, url: str, token: Callable[[str], str], users: Iterable[User], progress: Progress
@@ -147,34 +149,37 @@ class Seats:
         self._arrival = asyncio.Event()
         self._expected: dict[str, set[str]] = {}
         self._names: dict[str, str] = {}
-        self.all: list[Seat] = []
+        self.all: list[Listener] = []
         taken: set[str] = set()
         for user in users:
             again = " (2)" if user.user_id in taken else ""
             taken.add(user.user_id)
-            self.all.append(Seat(user.user_id + again, user))
+            self.all.append(Listener(user.user_id + again, user))
 
     async def __aenter__(self) -> Self:
         self._progress.step(f"Connecting {len(self.all)} clients")
         limit = asyncio.Semaphore(AT_ONCE)
         connected = 0
 
-        async def connect(seat: Seat) -> None:
+        async def connect(listener: Listener) -> None:
             nonlocal connected
             async with limit:
-                await self.open(seat)
+                await self.open(listener)
             connected += 1
             self._progress.detail(f"{connected}/{len(self.all)}")
 
         try:
-            # The first waits for a Lambda to start, and nobody else behind it.
-            await connect(self.all[0])
+            await connect(self.all[0])  # starts the Lambda, so that the others meet a warm one
             async with asyncio.TaskGroup() as group:
-                for seat in self.all[1:]:
-                    group.create_task(connect(seat))
-        except BaseException as error:
+                for listener in self.all[1:]:
+                    group.create_task(connect(listener))
+        except ExceptionGroup as errors:
             await self._close()
-            raise error.exceptions[0] if isinstance(error, ExceptionGroup) else error from None
+            # Callers expect one error, such as HandshakeRefused. Its cause names the others.
+            raise errors.exceptions[0] from errors
+        except BaseException:
+            await self._close()
+            raise
         return self
 
     async def __aexit__(
@@ -182,57 +187,61 @@ class Seats:
     ) -> None:
         await self._close()
 
-    async def open(self, seat: Seat) -> None:
-        """Connect a seat, from its position on."""
-        user_id = seat.user.user_id
-        client = Client(self._url, lambda: self._token(user_id), position=seat.position)
-        await seat.open(client, self._arrival)
+    async def open(self, listener: Listener) -> None:
+        """Connect a listener, which resumes at its position."""
+        user_id = listener.user.user_id
+        client = Client(self._url, lambda: self._token(user_id), position=listener.position)
+        await listener.open(client, self._arrival)
 
-    def of(self, user_id: str) -> Seat:
-        """Return the first seat of a user."""
-        return next(seat for seat in self.all if seat.user.user_id == user_id)
+    def of(self, user_id: str) -> Listener:
+        """Return the first listener of a user."""
+        return next(listener for listener in self.all if listener.user.user_id == user_id)
 
-    def expect(self, identifier: str, name: str, seats: Iterable[Seat]) -> None:
-        """Note that a message was sent, and to whom; `differences` compares with it."""
+    def expect(self, identifier: str, name: str, listeners: Iterable[Listener]) -> None:
+        """Record a message and its addressees, for `differences`."""
         self._names[identifier] = name
-        self._expected[identifier] = {seat.name for seat in seats}
+        self._expected[identifier] = {listener.name for listener in listeners}
 
-    async def arrivals(self, identifier: str, seats: Sequence[Seat]) -> None:
-        """Wait until a message is at every seat, or long enough to be sure that it will not come."""
+    async def arrivals(self, identifier: str, listeners: Sequence[Listener]) -> None:
+        """Wait until every listener has received a message, for at most ARRIVAL_SECONDS."""
         try:
             async with asyncio.timeout(ARRIVAL_SECONDS):
-                while any(identifier not in seat.received for seat in seats):
+                while any(identifier not in listener.received for listener in listeners):
                     self._arrival.clear()
                     await self._arrival.wait()
         except TimeoutError:
             return
 
     async def settle(self) -> None:
-        """Return when everything that was posted to any open client has arrived."""
+        """Return once everything that was posted to the connected clients has arrived."""
         limit = asyncio.Semaphore(AT_ONCE)
 
-        async def ping(seat: Seat) -> None:
+        async def ping(listener: Listener) -> None:
             async with limit:
-                await seat.send({"action": "ping"})
+                await listener.send({"action": "ping"})
 
-        await asyncio.gather(*(ping(seat) for seat in self.all if seat.client))
+        await asyncio.gather(*(ping(listener) for listener in self.all if listener.client))
 
     def differences(self, *, others: bool = False) -> list[str]:
-        """Return a sentence for each message that is missing, astray or doubled.
+        """Return a sentence for each message that is missing, went to the wrong client, or came twice.
 
-        `others` says that the deployment is in use: messages that were not noted do not count, nor does what
-        came twice, because delivery is at least once.
+        `others` says that other people use the deployment. Then messages that were not recorded do not count,
+        nor do messages that came twice, because delivery is at least once.
         """
         received: dict[str, set[str]] = {}
-        for seat in self.all:
-            for identifier in seat.received:
+        for listener in self.all:
+            for identifier in listener.received:
                 if identifier in self._expected or not others:
-                    received.setdefault(identifier, set()).add(seat.name)
+                    received.setdefault(identifier, set()).add(listener.name)
         problems = compare(self._expected, received, self._names)
         if others:
             return problems
-        twice = [f"{seat.name} got {seat.duplicates} messages twice" for seat in self.all if seat.duplicates]
+        twice = [
+            f"{listener.name} got {listener.duplicates} messages twice"
+            for listener in self.all
+            if listener.duplicates
+        ]
         return problems + twice
 
     async def _close(self) -> None:
-        await asyncio.gather(*(seat.close() for seat in self.all))
+        await asyncio.gather(*(listener.close() for listener in self.all))

@@ -1,14 +1,14 @@
-"""Each check of `muster verify` that connects or broadcasts: a deployment broken in its way fails it."""
+"""Each check of `muster verify` that connects or broadcasts fails on a deployment that breaks its promise."""
 
 import asyncio
 
 import pytest
 
-from muster import seats
+from muster import listeners
 from muster.client import HandshakeRefused
-from muster.verify import CHECKS, Consent, Row, traffic
-from muster.verify.rows import carry_out
-from tests.support.fake_world import FakeSeats, World
+from muster.verify import CHECKS, Consent, Row, account, limits
+from muster.verify.check import carry_out
+from tests.support.fake_world import FakeListeners, World
 
 ROLES = {"Environment": {"Variables": {"ROLES": '{"admin": {"actions": ["alert"]}}'}}, "Timeout": 30}
 
@@ -58,9 +58,9 @@ BROKEN = [
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seats, "ARRIVAL_SECONDS", 0.05)
-    monkeypatch.setattr(traffic, "CLOSE_SECONDS", 0.05)
-    monkeypatch.setattr(traffic, "IDLE_SECONDS", 0)
+    monkeypatch.setattr(listeners, "ARRIVAL_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "IDLE_SECONDS", 0)
 
 
 def try_out(world: World, *names: str) -> list[Row]:
@@ -77,28 +77,26 @@ def try_out(world: World, *names: str) -> list[Row]:
     return rows
 
 
-ALL = [check.name for check in traffic.CHECKS]
+ALL = [check.name for check in CHECKS[len(account.CHECKS) :]]
 
 
-def test_a_deployment_that_does_everything_holds_every_row() -> None:
-    # The pongs tell of the real idle time, which no test waits for.
+def test_a_deployment_that_keeps_every_promise_gets_no_failed_row() -> None:
+    # The pongs contain the real idle time, which no test waits for.
     rows = try_out(World(consent=EVERYTHING), *(name for name in ALL if name not in ("idle", "replies")))
     assert [row for row in rows if row.result != "held"] == []
     assert len(rows) == len(ALL) - 2
 
 
-def test_replies_with_every_field_hold_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traffic, "IDLE_SECONDS", 600)
+def test_replies_with_every_field_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "IDLE_SECONDS", 600)
     (row,) = try_out(World(), "replies")
     assert row.result == "held"
 
 
 @pytest.mark.parametrize(("name", "fault"), BROKEN, ids=[f"{name}: {fault}" for name, fault in BROKEN])
-def test_a_deployment_that_is_broken_in_this_way_fails_the_row(
-    monkeypatch: pytest.MonkeyPatch, name: str, fault: str
-) -> None:
+def test_a_broken_promise_fails_its_row(monkeypatch: pytest.MonkeyPatch, name: str, fault: str) -> None:
     if name == "replies":
-        monkeypatch.setattr(traffic, "IDLE_SECONDS", 600)
+        monkeypatch.setattr(limits, "IDLE_SECONDS", 600)
     world = World(fault, consent=EVERYTHING)
     first = [] if fault == "no header" else ["header"]
     if name == "nobody-else":
@@ -115,16 +113,16 @@ def test_every_check_has_a_way_to_fail() -> None:
     assert set(ALL) - {name for name, _ in BROKEN} == {"clients"}
 
 
-class RefusedSeats(FakeSeats):
+class RefusedListeners(FakeListeners):
     """Clients whose handshakes are refused."""
 
-    async def __aenter__(self) -> "RefusedSeats":
+    async def __aenter__(self) -> "RefusedListeners":
         raise HandshakeRefused(401)
 
 
-def test_a_handshake_that_is_refused_fails_the_clients() -> None:
+def test_a_refused_handshake_fails_the_check_clients() -> None:
     world = World()
-    world.seats = RefusedSeats(world)
+    world.listeners = RefusedListeners(world)
     (row,) = try_out(world, "clients")
     assert row.result == "failed"
     assert "401" in row.detail
@@ -135,39 +133,39 @@ def test_a_resume_in_another_order_fails_the_row() -> None:
     assert rows[-1].result == "failed"
 
 
-def test_nothing_is_told_about_ids_without_an_equals_sign() -> None:
+def test_ids_without_an_equals_sign_are_unknown() -> None:
     rows = try_out(World("plain ids"), "clients", "connection-ids")
     assert rows[-1].result == "unknown"
 
 
-def test_a_nested_run_that_ends_soon_tells_nothing() -> None:
+def test_a_nested_run_that_is_too_short_is_unknown() -> None:
     rows = try_out(World("nested runs are short"), "header", "long-run")
     assert rows[-1].result == "unknown"
 
 
-def test_the_fallback_is_not_checked_where_somebody_else_would_be_notified() -> None:
+def test_the_fallback_is_not_checked_when_others_would_be_notified() -> None:
     world = World("somebody listens")
     rows = try_out(world, "header", "fallback")
     assert rows[-1].result == "unknown"
-    assert rows[-1].detail == "Not checked: the notifications would also go to sqs town-offline."
+    assert rows[-1].detail == "Not checked: the notifications would also reach sqs town-offline."
     assert world.receipts == {}
 
 
-def test_the_fallback_is_checked_where_they_agreed() -> None:
+def test_the_fallback_is_checked_with_consent() -> None:
     world = World("somebody listens", consent=Consent(subscribers=True))
     assert try_out(world, "header", "fallback")[-1].result == "held"
 
 
-def test_a_check_whose_needs_did_not_hold_is_not_carried_out() -> None:
+def test_a_check_is_skipped_when_one_that_it_needs_fails() -> None:
     rows = try_out(World("no header"), "header", "resume")
     assert [row.result for row in rows] == ["failed", "unknown"]
     assert "header" in rows[1].detail
 
 
 def test_an_idle_connection_that_is_closed_too_early_fails_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traffic, "IDLE_SECONDS", 600)
+    monkeypatch.setattr(limits, "IDLE_SECONDS", 600)
     assert try_out(World(consent=EVERYTHING), "header", "idle")[-1].result == "failed"
 
 
-def test_an_idle_connection_that_is_closed_in_time_holds_the_row() -> None:
+def test_an_idle_connection_that_is_closed_in_time_passes() -> None:
     assert try_out(World(consent=EVERYTHING), "header", "idle")[-1].result == "held"

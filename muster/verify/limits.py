@@ -1,0 +1,16 @@
+"""Limits that checks compare with, in bytes and seconds."""
+
+FRAME_BYTES = 32 * 1024
+"""The largest frame. [API Gateway WebSocket quotas]"""
+
+ENVELOPE_BYTES = 30 * 1024
+"""The largest message as it is delivered. [docs/protocol.md]"""
+
+IDLE_SECONDS = 600
+"""A pong's `idleTimeoutSeconds`: API Gateway's idle timeout. [API Gateway WebSocket quotas]"""
+
+ROLL_OVER_SECONDS = 115 * 60
+"""From a pong's `connectedAt` to its `reconnectBy`: five minutes before API Gateway's limit of two hours."""
+
+CLOSE_SECONDS = 10.0
+"""How long a closed connection may still count as open."""
