@@ -13,7 +13,7 @@ LAYERS = [
     ["bench", "docs", "muster.__main__"],
     ["muster.cli", "muster.pytest_plugin"],
     ["muster.demo", "muster.testing", "muster.verify"],
-    ["muster.seats"],
+    ["muster.listeners"],
     ["muster.local"],
     ["muster.broadcaster", "muster.client"],
     ["muster"],  # and the modules directly in it that no layer above names: errors, outputs, progress, ...

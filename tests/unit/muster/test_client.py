@@ -1,4 +1,4 @@
-"""The WebSocket client against a small fake of the deployed API, which loses, refuses and repeats messages."""
+"""The WebSocket client against a small fake of the API, which loses, refuses and repeats messages."""
 
 from __future__ import annotations
 
