@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
+EXAMPLES = SCHEMAS / "examples"
 BASE = "https://muster.example/schemas/v1/"
 COMMON = "common"
 
@@ -60,10 +61,18 @@ def _nodes(value: Any) -> Iterator[Json]:
         yield from _nodes(part)
 
 
-def _examples(kind: str) -> list[Any]:
+def _valid_examples() -> list[Any]:
     return [
         pytest.param(path.parent.parent.name, path, id=f"{path.parent.parent.name}-{path.stem}")
-        for path in sorted(SCHEMAS.glob(f"examples/*/{kind}/*.json"))
+        for path in sorted(EXAMPLES.glob("*/valid/*.json"))
+    ]
+
+
+def _refused_examples() -> list[Any]:
+    return [
+        pytest.param(path.parent.name, example, id=f"{path.parent.name}-{example['name']}")
+        for path in sorted(EXAMPLES.glob("*/refusals.json"))
+        for example in _load(path)
     ]
 
 
@@ -111,9 +120,9 @@ class TestEverySchema:
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_has_at_least_two_valid_and_four_invalid_examples(name: str) -> None:
-    assert len(list(SCHEMAS.glob(f"examples/{name}/valid/*.json"))) >= 2
-    assert len(list(SCHEMAS.glob(f"examples/{name}/invalid/*.json"))) >= 4
+def test_has_at_least_two_valid_and_four_refused_examples(name: str) -> None:
+    assert len(list((EXAMPLES / name).glob("valid/*.json"))) >= 2
+    assert len({example["name"] for example in _load(EXAMPLES / name / "refusals.json")}) >= 4
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -124,20 +133,33 @@ def test_only_an_object_is_a_message(name: str) -> None:
 
 
 def test_every_folder_of_examples_belongs_to_a_schema() -> None:
-    assert sorted(path.name for path in (SCHEMAS / "examples").iterdir()) == MESSAGES
+    assert sorted(path.name for path in EXAMPLES.iterdir()) == MESSAGES
 
 
-@pytest.mark.parametrize(("name", "path"), _examples("valid"))
+def test_every_file_among_the_examples_is_read() -> None:
+    """A misplaced file would be an example that no test runs."""
+    files = {path for path in EXAMPLES.rglob("*") if path.is_file()}
+    assert files == {*EXAMPLES.glob("*/valid/*.json"), *EXAMPLES.glob("*/refusals.json")}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_refused_examples_are_sorted_by_unique_names(name: str) -> None:
+    names = [example["name"] for example in _load(EXAMPLES / name / "refusals.json")]
+    assert names == sorted(set(names))
+
+
+@pytest.mark.parametrize(("name", "path"), _valid_examples())
 def test_valid_example_is_accepted(name: str, path: Path) -> None:
     assert _refusals(name, _load(path)) == []
 
 
-@pytest.mark.parametrize(("name", "path"), _examples("invalid"))
-def test_invalid_example_is_refused_once_and_where_it_says(name: str, path: Path) -> None:
-    """One mistake makes one fault: a client is never sent after consequences of it."""
-    example = _load(path)
-    assert example.keys() == {"why", "pointer", "keyword", "instance"}
-    assert _refusals(name, example["instance"]) == [(example["pointer"], example["keyword"])]
+@pytest.mark.parametrize(("name", "example"), _refused_examples())
+def test_refused_example_has_exactly_the_named_fault(name: str, example: Json) -> None:
+    """One mistake gives one fault, so that a client sees the mistake and not its consequences."""
+    assert list(example) == ["name", "why", "value", "fault"]
+    assert list(example["fault"]) == ["pointer", "keyword"]
+    fault = (example["fault"]["pointer"], example["fault"]["keyword"])
+    assert _refusals(name, example["value"]) == [fault]
 
 
 def test_every_fault_of_a_message_is_reported() -> None:
@@ -157,13 +179,13 @@ def test_every_fault_of_a_message_is_reported() -> None:
 
 
 def test_a_delivered_message_is_as_long_as_it_may_be_but_no_longer() -> None:
-    batch = _load(SCHEMAS / "examples/delivery-batch/valid/one-connection.json")
+    batch = _load(EXAMPLES / "delivery-batch/valid/one-connection.json")
     assert _refusals("delivery-batch", batch | {"envelope": "x" * 30720}) == []
     assert _refusals("delivery-batch", batch | {"envelope": "x" * 30721}) == [("/envelope", "maxLength")]
 
 
 def test_a_batch_takes_a_thousand_connections_and_no_more() -> None:
-    batch = _load(SCHEMAS / "examples/delivery-batch/valid/one-connection.json")
+    batch = _load(EXAMPLES / "delivery-batch/valid/one-connection.json")
     assert _refusals("delivery-batch", batch | {"connections": batch["connections"] * 1000}) == []
     assert _refusals("delivery-batch", batch | {"connections": batch["connections"] * 1001}) == [
         ("/connections", "maxItems")
