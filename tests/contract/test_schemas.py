@@ -1,4 +1,4 @@
-"""The schemas are closed, described and executable, and asyncapi.yaml covers the whole WebSocket contract."""
+"""The schemas are closed, described and checked by examples; asyncapi.yaml covers the whole WebSocket API."""
 
 import json
 from collections.abc import Iterator
@@ -39,13 +39,13 @@ def _pointer(parts: Any) -> str:
 
 
 def _refusals(name: str, instance: Any) -> list[tuple[str, str]]:
-    """Where the schema refuses the instance, and by which keyword."""
+    """Return the pointer and the keyword of every fault that the schema finds."""
     errors = Draft202012Validator(FILES[name], registry=REGISTRY).iter_errors(instance)
     return [(_pointer(error.absolute_path), str(error.validator)) for error in errors]
 
 
 def _definitions(schema: Json, where: str = "") -> Iterator[tuple[str, Json]]:
-    """The schema and those that define its parts; conditional subschemas only narrow what these define."""
+    """Yield the schema and those of its parts, without conditional subschemas: they only narrow these."""
     yield where, schema
     for keyword in ("properties", "$defs"):
         for key, part in schema.get(keyword, {}).items():
@@ -78,14 +78,14 @@ def _refused_examples() -> list[Any]:
 
 @pytest.mark.parametrize("name", FILES)
 class TestEverySchema:
-    def test_is_valid_itself(self, name: str) -> None:
+    def test_is_a_valid_schema(self, name: str) -> None:
         assert FILES[name]["$schema"] == Draft202012Validator.META_SCHEMA["$id"]
         Draft202012Validator.check_schema(FILES[name])
 
-    def test_has_the_id_that_its_file_name_says(self, name: str) -> None:
+    def test_id_follows_from_the_file_name(self, name: str) -> None:
         assert FILES[name]["$id"] == f"{BASE}{name}.schema.json"
 
-    def test_refers_only_to_what_the_directory_holds(self, name: str) -> None:
+    def test_every_reference_resolves_within_the_directory(self, name: str) -> None:
         resolver = REGISTRY.resolver(base_uri=FILES[name]["$id"])
         for node in _nodes(FILES[name]):
             if isinstance(node.get("$ref"), str):
@@ -107,15 +107,15 @@ class TestEverySchema:
         ]
         assert undescribed == []
 
-    def test_requires_only_what_it_defines(self, name: str) -> None:
+    def test_requires_only_defined_properties(self, name: str) -> None:
         for where, part in _definitions(FILES[name]):
             assert set(part.get("required", ())) <= part.get("properties", {}).keys(), where
 
-    def test_says_why_wherever_it_forbids_a_property(self, name: str) -> None:
+    def test_every_forbidden_property_has_a_description(self, name: str) -> None:
         assert all(node.get("description") for node in _nodes(FILES[name]) if node.get("not") == {})
 
-    def test_never_answers_with_alternatives(self, name: str) -> None:
-        """oneOf and anyOf refuse the whole value, and so hide which part of it is at fault."""
+    def test_has_no_alternatives(self, name: str) -> None:
+        """oneOf and anyOf reject the whole value, which hides the part that is at fault."""
         assert not any({"oneOf", "anyOf"} & node.keys() for node in _nodes(FILES[name]))
 
 
@@ -178,13 +178,13 @@ def test_every_fault_of_a_message_is_reported() -> None:
     ]
 
 
-def test_a_delivered_message_is_as_long_as_it_may_be_but_no_longer() -> None:
+def test_length_of_an_envelope_is_limited() -> None:
     batch = _load(EXAMPLES / "delivery-batch/valid/one-connection.json")
     assert _refusals("delivery-batch", batch | {"envelope": "x" * 30720}) == []
     assert _refusals("delivery-batch", batch | {"envelope": "x" * 30721}) == [("/envelope", "maxLength")]
 
 
-def test_a_batch_takes_a_thousand_connections_and_no_more() -> None:
+def test_a_batch_has_at_most_a_thousand_connections() -> None:
     batch = _load(EXAMPLES / "delivery-batch/valid/one-connection.json")
     assert _refusals("delivery-batch", batch | {"connections": batch["connections"] * 1000}) == []
     assert _refusals("delivery-batch", batch | {"connections": batch["connections"] * 1001}) == [
@@ -215,14 +215,14 @@ class TestAsyncApi:
             key: {"$ref": f"#/components/messages/{key}"} for key in ASYNCAPI["components"]["messages"]
         }
 
-    def test_every_client_action_is_sent_and_may_be_answered_by_an_error(self) -> None:
+    def test_every_client_action_may_get_an_error_as_reply(self) -> None:
         sent = [operation for operation in ASYNCAPI["operations"].values() if operation["action"] == "send"]
         payloads = [_payload(ref) for operation in sent for ref in operation["messages"]]
         assert sorted(payloads) == sorted(f"./{name}.schema.json" for name in CLIENT)
         for operation in sent:
             assert "./server-error.schema.json" in map(_payload, operation["reply"]["messages"])
 
-    def test_every_server_message_answers_something_or_is_received(self) -> None:
+    def test_every_server_message_is_a_reply_or_is_received(self) -> None:
         arriving: set[str] = set()
         for operation in ASYNCAPI["operations"].values():
             received = operation["action"] == "receive"
@@ -233,6 +233,6 @@ class TestAsyncApi:
 
 
 def _payload(message: dict[str, str]) -> str:
-    """The schema file behind a reference to one of the channel's messages."""
+    """Return the schema file of a message that the channel refers to."""
     payload: str = ASYNCAPI["components"]["messages"][message["$ref"].rpartition("/")[2]]["payload"]["$ref"]
     return payload
