@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from docs.terraform_tables import MODULE, README, generated
+from tools.terraform_tables import MODULE, README, generated
 
 PROVIDER = "~> 5.100"
 

@@ -145,7 +145,9 @@ def test_missing_terraform_is_one_sentence_with_a_fix(
 def test_missing_emulator_is_one_sentence_with_a_fix(
     session: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session.makeconftest("import muster.local.emulator\nmuster.local.emulator.find_spec = lambda name: None\n")
+    session.makeconftest(
+        "import muster.local.emulator\nmuster.local.emulator.find_spec = lambda name: None\n"
+    )
     monkeypatch.setenv("PATH", FakeTerraform(session.path / "bin").path())
     done = session.runpytest_subprocess()
     done.assert_outcomes(errors=4)

@@ -1,4 +1,4 @@
-"""Writes the tables of inputs and outputs into terraform/README.md: `python -m docs.terraform_tables`.
+"""Writes the tables of inputs and outputs into terraform/README.md: `python -m tools.terraform_tables`.
 
 They are read from the variable and output blocks of terraform/*.tf. A test holds the page to them.
 """
@@ -36,31 +36,37 @@ def generated(text: str) -> str:
 
 def _inputs() -> str:
     rows = ["| name | type | default | |", "|---|---|---|---|"]
-    for name, block in _blocks("variable"):
+    for file, name, block in _blocks("variable"):
         rows.append(
-            f"| `{name}` | {_code(_expression(block['type']))} | {_default(block)} | {_prose(block)} |"
+            f"| `{name}` | {_code(_expression(block['type']))} | {_default(file, block)} | {_prose(block)} |"
         )
     return "\n".join(rows) + "\n"
 
 
 def _outputs() -> str:
     rows = ["| name | |", "|---|---|"]
-    rows += [f"| `{name}` | {_prose(block)} |" for name, block in _blocks("output")]
+    rows += [f"| `{name}` | {_prose(block)} |" for _, name, block in _blocks("output")]
     return "\n".join(rows) + "\n"
 
 
-def _blocks(kind: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for path in sorted(MODULE.glob("*.tf")):
+def _blocks(kind: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """The name of the file, the name of the block and the block, for each of a kind."""
+    for path in sorted(MODULE.glob("*.tf"), key=_topic):
         with path.open() as file:
             for block in hcl2.load(file, serialization_options=_PLAIN).get(kind, ()):
-                yield from block.items()
+                yield from ((path.name, name, body) for name, body in block.items())
 
 
-def _default(block: Mapping[str, Any]) -> str:
+def _topic(path: Path) -> tuple[bool, str]:
+    """variables.tf is first: what every deployment sets."""
+    return path.name != "variables.tf", path.name
+
+
+def _default(file: str, block: Mapping[str, Any]) -> str:
     if "default" not in block:
         return "required"
     default = json.dumps(block["default"])
-    return _code(default) if len(default) <= _LONGEST_DEFAULT else "see [variables.tf](variables.tf)"
+    return _code(default) if len(default) <= _LONGEST_DEFAULT else f"see [{file}]({file})"
 
 
 def _expression(text: str) -> str:

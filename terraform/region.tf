@@ -27,20 +27,4 @@ locals {
   # The middle of every ARN that is built from a name rather than read from its resource. That is done only where two
   # resources name each other (a machine and its functions, a queue and its policy), or it would be a cycle.
   arn_scope = "${local.region}:${data.aws_caller_identity.current.account_id}"
-
-  state_machine_arns = {
-    for name in ["broadcast", "fanout"] :
-    name => "arn:${data.aws_partition.current.partition}:states:${local.arn_scope}:stateMachine:${var.name_prefix}-${name}"
-  }
-
-  message_retention_seconds = var.message_retention_days * 86400
-
-  # Allows no caller; only takes plain HTTP away from those that their own policies allow. It never matches at an
-  # endpoint other than AWS, which may speak nothing else.
-  deny_plain_http = {
-    Sid       = "DenyPlainHttp"
-    Effect    = "Deny"
-    Principal = "*"
-    Condition = { Bool = { "aws:SecureTransport" = var.execute_api_url == null ? "false" : "never" } }
-  }
 }
