@@ -4,7 +4,7 @@ locals {
   # https://docs.aws.amazon.com/apigateway/latest/developerguide/limits.html, read on 2026-11-25].
   default_quota = { rate = 10000, burst = 5000 }
 
-  lower_quota   = { rate = 2500, burst = 1250 }
+  lower_quota = { rate = 2500, burst = 1250 }
 
   lower_quota_regions = [
     "af-south-1",     # Cape Town
@@ -25,15 +25,15 @@ locals {
   request_quota = contains(local.lower_quota_regions, local.region) ? local.lower_quota : local.default_quota
 
   # A broadcast leaves room for connects, client messages and the account's other APIs.
-  default_post_rate  = local.request_quota.rate * 95 / 100
+  default_post_rate = local.request_quota.rate * 95 / 100
 
   default_post_burst = local.request_quota.burst * 90 / 100
 
-  post_rate        = coalesce(var.post_rate, local.default_post_rate)
+  post_rate = coalesce(var.post_rate, local.default_post_rate)
 
-  post_burst       = coalesce(var.post_burst, local.default_post_burst)
+  post_burst = coalesce(var.post_burst, local.default_post_burst)
 
-  throttling_rate  = coalesce(var.throttling_rate_limit, local.request_quota.rate)
+  throttling_rate = coalesce(var.throttling_rate_limit, local.request_quota.rate)
 
   throttling_burst = coalesce(var.throttling_burst_limit, local.request_quota.burst)
 }

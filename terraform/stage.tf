@@ -11,9 +11,9 @@ locals {
   # does not. The ARN that policies name is the same for both addresses.
   closes_default_endpoint = try(var.custom_domain.close_default_endpoint, false)
 
-  connections_endpoint    = local.closes_default_endpoint ? "https://${var.custom_domain.domain_name}" : local.default_endpoint
+  connections_endpoint = local.closes_default_endpoint ? "https://${var.custom_domain.domain_name}" : local.default_endpoint
 
-  stage_execution_arn     = "${aws_apigatewayv2_api.this.execution_arn}/${var.stage_name}"
+  stage_execution_arn = "${aws_apigatewayv2_api.this.execution_arn}/${var.stage_name}"
 
   # Whatever a deployment takes a copy of. Named one by one: a whole resource holds computed values, whose drift
   # would redeploy for nothing.
