@@ -9,8 +9,8 @@ plugin "terraform" {
   preset  = "all"
 }
 
-# The rules that know AWS are a plugin, which `tflint --init` downloads from GitHub: off, so that a check needs no network
-# and no token. To have them, enable this and give it `version` and `source` as the plugin's README says.
+# The AWS rules are a plugin that `tflint --init` downloads from GitHub. It is off, so that a check needs no network and no
+# token. To use it, enable it and set `version` and `source` as in the plugin's README.
 plugin "aws" {
   enabled = false
 }

@@ -72,7 +72,7 @@ fmt: $(READY) ## Format Python and Terraform
 	$(MUSTER) terraform fmt -recursive
 
 docs: $(READY) ## Write the tables of terraform/README.md and docs/cost.md
-	$(BIN)/python -m docs.terraform_tables
+	$(BIN)/python -m tools.terraform_tables
 	$(BIN)/python -m bench.cost --write
 
 clean: ## Stop the local stack; remove .venv/, build/, caches and downloaded providers; keep Terraform's state

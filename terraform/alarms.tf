@@ -1,7 +1,7 @@
 locals {
-  # Each is `threshold` or more of a metric within `minutes`, and pages at once: what it counts has been retried
-  # already. `runbook` is the section of docs/operations.md that says what to do. What has no data has not happened;
-  # a queue that is left alone for six hours reports nothing [SQS metrics], and then its alarm keeps its state.
+  # An alarm fires when a metric reaches `threshold` within `minutes`. It fires at once, because what it counts was already
+  # retried. `runbook` is its section in docs/operations.md. Missing data is not breaching, except for SQS queues: an SQS
+  # queue reports nothing after six idle hours [SQS metrics], and then its alarm keeps its state.
   metric_alarms = merge(
     {
       broadcasts-failed = {
@@ -33,7 +33,7 @@ locals {
         threshold  = 5
         minutes    = 5
       }
-      # Keys are read every five minutes and, when that fails, every half one: by now it has failed ten times.
+      # Keys are read every five minutes, and every 30 s after a failure: this is ten failures.
       stale-keys = {
         summary    = "The keys that verify tokens cannot be read; a new function instance has none."
         namespace  = local.metrics_namespace
@@ -105,7 +105,7 @@ locals {
       }
     },
     {
-      # Three: what is repeated after a crash is given up then.
+      # Three: the number of attempts after a crash.
       for name, dimensions in local.awaited_functions : "${name}-errors" => {
         runbook    = "function-errors"
         summary    = "Invocations of ${name} crash or time out; it answers what it merely refuses."
@@ -156,7 +156,7 @@ locals {
     },
   )
 
-  # Nobody waits for disconnect: what it leaves undone, the next post or the ttl does.
+  # Nothing depends on disconnect: the next post or the ttl deletes what it leaves.
   awaited_functions = { for name, dimensions in local.metric_dimensions.functions : name => dimensions if name != "disconnect" }
 
   # Each is `threshold` percent or more of the sum of `of`, once `metric` itself counts `least` within five minutes. All
@@ -186,7 +186,7 @@ locals {
   runbook = "See docs/operations.md#"
 }
 
-# MiniStack describes an alarm without half of it, which would show as a change in every plan.
+# MiniStack returns only part of an alarm, which would show as a change in every plan.
 resource "aws_cloudwatch_metric_alarm" "this" {
   for_each = { for name, alarm in local.metric_alarms : name => alarm if var.execute_api_url == null }
 

@@ -1,8 +1,8 @@
 locals {
   metrics_namespace = "Muster"
 
-  # What tells this deployment's metrics from another's: the dimensions under which each service publishes them, as
-  # names and values in turn. An exact set: with one too many or too few, CloudWatch shows nothing.
+  # The dimensions of this deployment's metrics by service, as alternating names and values. The set must be exact: with
+  # one too many or too few, CloudWatch shows nothing.
   metric_dimensions = {
     muster    = ["service", var.name_prefix]
     api       = ["ApiId", aws_apigatewayv2_api.this.id, "Stage", var.stage_name]
@@ -17,7 +17,7 @@ locals {
     }
   }
 
-  # Title -> what one graph shows. `metrics` are [namespace, name, dimensions, overrides]; `stat` is for all of them.
+  # Title -> graph. `metrics` are [namespace, name, dimensions, overrides]; `stat` applies to all of them.
   graphs = [
     {
       title = "Connections"
@@ -197,7 +197,7 @@ resource "aws_cloudwatch_dashboard" "this" {
           alarms = [for alarm in concat(values(aws_cloudwatch_metric_alarm.this), values(aws_cloudwatch_metric_alarm.ratio)) : alarm.arn]
         }
       }],
-      # Three graphs a row of the 24 columns that a dashboard has.
+      # Three graphs a row: a dashboard has 24 columns.
       [for index, graph in local.graphs : {
         type   = "metric"
         width  = 8

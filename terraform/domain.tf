@@ -1,5 +1,5 @@
-# A domain name of your own. The functions post to the default endpoint as long as it is open: then a wrong DNS record or an
-# expired certificate stops no post. Once it is closed, API Gateway takes posts at the custom domain only.
+# The custom domain. The functions post to the default endpoint while it is open, so that a wrong DNS record or an expired
+# certificate cannot stop a post. When it is closed, API Gateway accepts posts only at the custom domain.
 
 resource "aws_apigatewayv2_domain_name" "this" {
   count = var.custom_domain == null ? 0 : 1

@@ -17,7 +17,7 @@ locals {
   ]
 }
 
-# A deleted secret keeps its name while it can be restored; a prefix lets the next deployment start at once.
+# A deleted secret keeps its name during the recovery window. A name prefix lets a new deployment start at once.
 resource "aws_secretsmanager_secret" "jwt" {
   count = local.jwt_creates_secret ? 1 : 0
 
@@ -29,7 +29,7 @@ resource "aws_secretsmanager_secret" "jwt" {
   recovery_window_in_days = var.deletion_protection ? 30 : 0
 }
 
-# 64 characters: HS512 wants a key at least as long as its 64-byte hash.
+# 64 characters: HS512 needs a key at least as long as its 64-byte hash.
 ephemeral "aws_secretsmanager_random_password" "jwt" {
   count = local.jwt_creates_secret ? 1 : 0
 
@@ -37,7 +37,7 @@ ephemeral "aws_secretsmanager_random_password" "jwt" {
   exclude_punctuation = true
 }
 
-# Ephemeral and write-only: the value is in no plan and no state. It stays the first one until the version changes.
+# Ephemeral and write-only: the value is in no plan and no state. It does not change until the version changes.
 resource "aws_secretsmanager_secret_version" "jwt" {
   count = local.jwt_creates_secret ? 1 : 0
 

@@ -1,10 +1,10 @@
-# With a customer managed key, whoever uses a thing must be allowed to use its key as well: for that thing only and,
-# where AWS sets the condition, through that thing's service only.
+# With a customer managed key, a role that uses a resource also needs its key: only for that resource and, where AWS sets
+# the condition, only through that resource's service.
 locals {
-  # What is done with the key of each thing, and the conditions under which it is.
+  # KMS actions on the key of each kind of resource, and their conditions.
   kms_uses = merge(
     {
-      # Reads and writes alike decrypt a table's own key.
+      # Both reads and writes decrypt the table's own key.
       for name, table in local.table_names : "${name}_table" => {
         key     = local.table_kms_key_arns[name]
         actions = ["kms:Decrypt"]
@@ -13,7 +13,7 @@ locals {
       }
     },
     {
-      # A machine's definition and the data of its executions.
+      # The definition of a state machine and the data of its executions.
       for name, arn in local.state_machine_arns : "${name}_machine" => {
         key     = var.kms_key_arn
         actions = ["kms:Decrypt", "kms:GenerateDataKey"]
@@ -22,7 +22,7 @@ locals {
       }
     },
     {
-      # For those that see an execution's output: DescribeExecution, and StartSyncExecution on an Express machine.
+      # To read an execution's output: DescribeExecution, and StartSyncExecution of an Express workflow.
       for name, arn in local.state_machine_arns : "${name}_execution" => {
         key     = var.kms_key_arn
         actions = ["kms:Decrypt"]
@@ -31,7 +31,7 @@ locals {
       }
     },
     {
-      # The logs of an encrypted machine; the asterisk is part of the context.
+      # The logs of an encrypted state machine. The asterisk is part of the context.
       log_delivery = {
         key     = var.kms_key_arn
         actions = ["kms:GenerateDataKey"]
@@ -53,7 +53,7 @@ locals {
     },
   )
 
-  # The same as `statements` of functions and machines: none where AWS manages the key.
+  # The same as IAM statements of functions and state machines. None if AWS manages the key.
   kms_statements = {
     for name, use in local.kms_uses : name => [
       for key in [use.key] : {
@@ -69,8 +69,8 @@ locals {
     ]
   }
 
-  # What services do with the key on their own account, so that only its policy can allow it. Built from names alone,
-  # since the key comes before all that it encrypts.
+  # What AWS services do with the key themselves, so that only the key policy can allow it. Built only from names, because
+  # the key is created before the resources that it encrypts.
   kms_key_policy = {
     Version = "2012-10-17"
     Statement = [

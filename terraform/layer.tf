@@ -2,7 +2,7 @@ locals {
   functions_zip = "${var.bundle_dir}/functions.zip"
   layer_zip     = "${var.bundle_dir}/layer.zip"
 
-  # What `make build` says of the two; null when that cannot be read.
+  # The bundle.json of `make build`; null if it cannot be read.
   bundle = try(jsondecode(file("${var.bundle_dir}/bundle.json")), null)
 }
 

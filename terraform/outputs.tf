@@ -1,13 +1,13 @@
 # ---- For clients ---------------------------------------------------------------------------------------------
 
 output "websocket_url" {
-  description = "Address that clients open, with their token."
+  description = "WebSocket URL for clients; they also send their token."
   value       = var.custom_domain == null ? replace(local.default_endpoint, "/^http/", "ws") : "wss://${var.custom_domain.domain_name}"
   depends_on  = [aws_apigatewayv2_stage.this, aws_apigatewayv2_api_mapping.this, aws_route53_record.this]
 }
 
 output "custom_domain_target" {
-  description = "What a DNS record of custom_domain.domain_name points at: a CNAME or alias to `name`, whose Route 53 zone is `zone_id`. Null without a custom domain."
+  description = "Target of the DNS record of custom_domain.domain_name: a CNAME or alias to `name`, whose Route 53 zone is `zone_id`. Null without a custom domain."
   value = one([
     for domain in aws_apigatewayv2_domain_name.this :
     { name = domain.domain_name_configuration[0].target_domain_name, zone_id = domain.domain_name_configuration[0].hosted_zone_id }
@@ -15,29 +15,29 @@ output "custom_domain_target" {
 }
 
 output "jwt_secret_arn" {
-  description = "Secret that signs tokens; null where tokens are verified by jwt.jwks_url."
+  description = "Secret that signs tokens; null if jwt.jwks_url verifies tokens."
   value       = local.jwt_secret_arn
 }
 
 output "jwt_algorithms" {
-  description = "How a token may be signed."
+  description = "Allowed algorithms of a token's signature."
   value       = var.jwt.algorithms
 }
 
 output "jwt_issuer" {
-  description = "The `iss` that a token must have."
+  description = "Required `iss` of a token."
   value       = var.jwt.issuer
 }
 
 output "jwt_audience" {
-  description = "The `aud` that a token must have."
+  description = "Required `aud` of a token."
   value       = var.jwt.audience
 }
 
 # ---- For services --------------------------------------------------------------------------------------------
 
 output "broadcast_state_machine_arn" {
-  description = "State machine that a service starts to broadcast."
+  description = "State machine that a service starts to send a broadcast."
   value       = aws_sfn_state_machine.this["broadcast"].arn
 }
 
@@ -47,60 +47,60 @@ output "publisher_policy_json" {
 }
 
 output "offline_topic_arn" {
-  description = "Topic of everything that no open connection took."
+  description = "SNS topic that notifies offline users."
   value       = aws_sns_topic.offline.arn
 }
 
 output "offline_queue_url" {
-  description = "Queue subscribed to the offline topic."
+  description = "URL of the SQS queue that is subscribed to the offline topic."
   value       = aws_sqs_queue.offline.url
 }
 
 output "offline_queue_arn" {
-  description = "Queue subscribed to the offline topic."
+  description = "ARN of the SQS queue that is subscribed to the offline topic."
   value       = aws_sqs_queue.offline.arn
 }
 
 # ---- For operators -------------------------------------------------------------------------------------------
 
 output "region" {
-  description = "Region of everything here."
+  description = "Region of the deployment."
   value       = local.region
 }
 
 output "connections_endpoint" {
-  description = "Endpoint of the API Gateway management API, which posts to and closes connections."
+  description = "Endpoint of the API Gateway management API, to post to connections and to close them."
   value       = local.connections_endpoint
   depends_on  = [aws_apigatewayv2_stage.this, aws_apigatewayv2_api_mapping.this, aws_route53_record.this]
 }
 
 output "fanout_state_machine_arn" {
-  description = "State machine that reaches one partition of an audience; broadcast starts it."
+  description = "State machine that delivers to one partition of an audience; broadcast starts it."
   value       = aws_sfn_state_machine.this["fanout"].arn
 }
 
 output "connections_table" {
-  description = "Name of the table of open connections."
+  description = "Name of the connections table."
   value       = local.table_names.connections
 }
 
 output "users_table" {
-  description = "Name of the table of users, which $connect reads."
+  description = "Name of the users table, which $connect reads."
   value       = local.table_names.users
 }
 
 output "messages_table" {
-  description = "Name of the table of messages kept for resume."
+  description = "Name of the messages table, which resume reads."
   value       = local.table_names.messages
 }
 
 output "shelters_table" {
-  description = "Name of the table of shelters."
+  description = "Name of the shelters table."
   value       = local.table_names.shelters
 }
 
 output "function_names" {
-  description = "Each function's name on Lambda."
+  description = "Lambda name of each function."
   value       = { for name, function in module.function : name => function.name }
 }
 
@@ -113,6 +113,6 @@ output "log_groups" {
 }
 
 output "kms_key_policy_json" {
-  description = "Statements that the policy of kms_key_arn needs beside those of its administrators, as a policy document."
+  description = "Policy document with the statements that the key policy of kms_key_arn needs, in addition to those of its administrators."
   value       = jsonencode(local.kms_key_policy)
 }

@@ -1,6 +1,5 @@
 locals {
-  # Start a broadcast, and follow those that were started. default has these, and so does whoever attaches
-  # the output publisher_policy_json.
+  # Start and follow broadcasts: for the function default, and for services through the output publisher_policy_json.
   broadcast_statements = concat(local.kms_statements.broadcast_execution, [
     { actions = ["states:StartExecution"], resources = [local.state_machine_arns.broadcast] },
     {
@@ -13,7 +12,7 @@ locals {
     Version = "2012-10-17"
     Statement = [
       for statement in concat(local.broadcast_statements, [
-        # Whether a request was accepted, before its broadcast ends.
+        # Shows whether a request was accepted before its broadcast ends.
         {
           actions   = ["states:GetExecutionHistory"]
           resources = ["${replace(local.state_machine_arns.broadcast, ":stateMachine:", ":execution:")}:*"]

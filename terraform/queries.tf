@@ -1,7 +1,7 @@
 locals {
-  # Title -> a question that is asked when something is wrong. The fields are those that functions/ log.
+  # Title -> query for troubleshooting. The fields are those that functions/ log.
   queries = {
-    # Replace the id; a receipt, an `ack` and a client's message all carry it.
+    # Replace the id. It is in the receipt, the `ack` and the client's message.
     "a broadcast by its id" = <<-EOT
       fields @timestamp, function_name, level, message, delivered, gone, failed, retries, offline, offlineFailed, milliseconds
       | filter messageId = "00000000-0000-7000-8000-000000000000"
@@ -19,7 +19,7 @@ locals {
       | stats count(*) as refusals by reason, bin(5m) as time
       | sort time desc, refusals desc
     EOT
-    # A function that runs out of time or memory leaves no JSON behind, only Lambda's own line.
+    # A function that runs out of time or memory logs no JSON, only Lambda's own line.
     "errors" = <<-EOT
       fields @timestamp, function_name, message, reason, exception_name, connectionId, messageId, function_request_id, @message
       | filter level in ["ERROR", "CRITICAL"] or @message like /Task timed out|Runtime exited|Runtime.ExitError/
@@ -29,17 +29,17 @@ locals {
   }
 }
 
-# MiniStack has neither saved queries nor X-Ray.
+# MiniStack supports neither saved queries nor X-Ray.
 resource "aws_cloudwatch_query_definition" "this" {
   for_each = var.execute_api_url == null ? local.queries : {}
 
-  # A slash makes a folder in the console.
+  # A slash creates a folder in the console.
   name            = "${var.name_prefix}/${each.key}"
   query_string    = each.value
   log_group_names = [for function in module.function : function.log_group]
 }
 
-# The traces in which any function of this deployment takes part: Powertools puts its service name on each.
+# The traces of all functions of this deployment: Powertools adds its service name to each.
 resource "aws_xray_group" "this" {
   count = var.execute_api_url == null ? 1 : 0
 

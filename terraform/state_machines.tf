@@ -56,6 +56,11 @@ locals {
     }
   }
 
+  state_machine_arns = {
+    for name in ["broadcast", "fanout"] :
+    name => "arn:${data.aws_partition.current.partition}:states:${local.arn_scope}:stateMachine:${var.name_prefix}-${name}"
+  }
+
   # Decoded and encoded again, so that bad JSON fails the plan. An execution refuses an integration of another partition.
   state_machine_definitions = {
     for name, machine in local.state_machines : name => jsonencode(jsondecode(replace(
@@ -64,101 +69,6 @@ locals {
       "\"arn:${data.aws_partition.current.partition}:states:::",
     )))
   }
-
-  # The action takes no resource; its namespace is all that can be narrowed.
-  metrics_statement = {
-    actions    = ["cloudwatch:PutMetricData"]
-    resources  = ["*"]
-    conditions = { StringEquals = { "cloudwatch:namespace" = [local.metrics_namespace] } }
-  }
-
-  # What Step Functions asks of a machine's role before it delivers logs and traces; none can be narrowed to a resource.
-  state_machine_telemetry = {
-    actions = [
-      "logs:CreateLogDelivery",
-      "logs:DeleteLogDelivery",
-      "logs:DescribeLogGroups",
-      "logs:DescribeResourcePolicies",
-      "logs:GetLogDelivery",
-      "logs:ListLogDeliveries",
-      "logs:PutResourcePolicy",
-      "logs:UpdateLogDelivery",
-      "xray:GetSamplingRules",
-      "xray:GetSamplingTargets",
-      "xray:PutTelemetryRecords",
-      "xray:PutTraceSegments",
-    ]
-    resources = ["*"]
-  }
-}
-
-# Log groups under /aws/vendedlogs/ do not count against the size of the account's log resource policy.
-resource "aws_cloudwatch_log_group" "state_machine" {
-  for_each = local.state_machines
-
-  name              = "/aws/vendedlogs/states/${var.name_prefix}-${each.key}"
-  retention_in_days = var.log_retention_days
-  kms_key_id        = var.kms_key_arn
-  tags              = var.tags
-}
-
-resource "aws_iam_role" "state_machine" {
-  for_each = local.state_machines
-
-  name_prefix = "${var.name_prefix}-${each.key}-"
-  description = "State machine ${var.name_prefix}-${each.key}"
-
-  permissions_boundary = var.permissions_boundary_arn
-  tags                 = var.tags
-
-  assume_role_policy = jsonencode({
-    Version = "2012-10-17"
-    Statement = [{
-      Effect    = "Allow"
-      Principal = { Service = "states.amazonaws.com" }
-      Action    = "sts:AssumeRole"
-      # The form that AWS gives [Creating an IAM role for your state machine]. Passing the role to another machine of the
-      # account takes iam:PassRole on it.
-      Condition = {
-        ArnLike      = { "aws:SourceArn" = "arn:${data.aws_partition.current.partition}:states:${local.arn_scope}:stateMachine:*" }
-        StringEquals = { "aws:SourceAccount" = data.aws_caller_identity.current.account_id }
-      }
-    }]
-  })
-}
-
-# What Step Functions checks when it makes a machine. Apart from the rest, which names functions: it is there while they are
-# made, and IAM has spread it by the time of the machine. The provider does not repeat a KmsAccessDeniedException.
-resource "aws_iam_role_policy" "state_machine_telemetry" {
-  for_each = local.state_machines
-
-  name = "telemetry"
-  role = aws_iam_role.state_machine[each.key].id
-  policy = jsonencode({
-    Version = "2012-10-17"
-    Statement = [
-      for statement in concat(local.kms_statements["${each.key}_machine"], local.kms_statements.log_delivery, [local.state_machine_telemetry]) : merge(
-        { Effect = "Allow", Action = statement.actions, Resource = statement.resources },
-        { for condition in [try(statement.conditions, null)] : "Condition" => condition if condition != null },
-      )
-    ]
-  })
-}
-
-resource "aws_iam_role_policy" "state_machine" {
-  for_each = local.state_machines
-
-  name = "permissions"
-  role = aws_iam_role.state_machine[each.key].id
-  policy = jsonencode({
-    Version = "2012-10-17"
-    Statement = [
-      for statement in each.value.statements : merge(
-        { Effect = "Allow", Action = statement.actions, Resource = statement.resources },
-        { for condition in [try(statement.conditions, null)] : "Condition" => condition if condition != null },
-      )
-    ]
-  })
 }
 
 resource "aws_sfn_state_machine" "this" {
@@ -196,4 +106,14 @@ resource "aws_sfn_state_machine" "this" {
 
   # Step Functions refuses a machine whose role may not deliver its logs.
   depends_on = [aws_iam_role_policy.state_machine, aws_iam_role_policy.state_machine_telemetry]
+}
+
+# Log groups under /aws/vendedlogs/ do not count against the size of the account's log resource policy.
+resource "aws_cloudwatch_log_group" "state_machine" {
+  for_each = local.state_machines
+
+  name              = "/aws/vendedlogs/states/${var.name_prefix}-${each.key}"
+  retention_in_days = var.log_retention_days
+  kms_key_id        = var.kms_key_arn
+  tags              = var.tags
 }

@@ -36,14 +36,18 @@ locals {
     { for name, table in aws_dynamodb_table.this : name => table.name },
     { for name, table in data.aws_dynamodb_table.existing : name => table.name },
   )
+
   table_arns = merge(
     { for name, table in aws_dynamodb_table.this : name => table.arn },
     { for name, table in local.existing_tables : name => table.arn },
   )
+
   table_kms_key_arns = merge(
     { for name in keys(aws_dynamodb_table.this) : name => var.kms_key_arn },
     { for name, table in local.existing_tables : name => table.kms_key_arn },
   )
+
+  message_retention_seconds = var.message_retention_days * 86400
 }
 
 # Read so that a wrong table fails the plan, rather than every handshake.

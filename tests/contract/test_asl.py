@@ -1,4 +1,4 @@
-"""The state machines as text: what their graphs and expressions promise, without running them."""
+"""Static checks of the state machines: their graphs, time-outs, retries and expressions."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def render(name: str) -> State:
 
 
 def graphs(graph: State) -> Iterator[State]:
-    """A graph and every graph nested in it."""
+    """Yield a graph and every graph nested in it."""
     yield graph
     for state in graph["States"].values():
         for inner in [*state.get("Branches", ()), *filter(None, [state.get("ItemProcessor")])]:
@@ -79,7 +79,7 @@ def expressions(node: Any) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_every_state_is_reached_and_every_transition_leads_somewhere(machine: str) -> None:
+def test_every_state_is_reachable_and_every_transition_has_a_target(machine: str) -> None:
     for graph in graphs(MACHINES[machine]):
         reached: set[str] = set()
         waiting = [graph["StartAt"]]
@@ -92,7 +92,7 @@ def test_every_state_is_reached_and_every_transition_leads_somewhere(machine: st
 
 
 @pytest.mark.parametrize(("name", "state"), STATES)
-def test_every_state_says_what_it_does_and_how_it_ends(name: str, state: State) -> None:
+def test_every_state_has_a_comment_and_an_explicit_end(name: str, state: State) -> None:
     assert state.get("Comment")
     assert all(choice.get("Comment") for choice in state.get("Choices", ()))
     assert all(catcher.get("Comment") for catcher in state.get("Catch", ()))
@@ -101,13 +101,13 @@ def test_every_state_says_what_it_does_and_how_it_ends(name: str, state: State) 
 
 
 @pytest.mark.parametrize(("name", "state"), TASKS)
-def test_every_task_is_bounded_and_prepared_to_fail(name: str, state: State) -> None:
+def test_every_task_has_a_timeout_and_handles_failures(name: str, state: State) -> None:
     assert state["TimeoutSeconds"] <= 330
     assert state.get("Retry") or state.get("Catch")
     for retrier in state.get("Retry", ()):
         assert retrier["JitterStrategy"] == "FULL"
         assert {"BackoffRate", "MaxDelaySeconds", "MaxAttempts", "IntervalSeconds"} <= set(retrier)
-        assert "States.ALL" not in retrier["ErrorEquals"]  # some errors must not be repeated
+        assert "States.ALL" not in retrier["ErrorEquals"]  # some errors must not be retried
 
 
 @pytest.mark.parametrize(("name", "state"), STATES)
@@ -153,7 +153,7 @@ def test_the_query_has_a_start_key_only_when_there_is_a_cursor() -> None:
 
 
 def retrier_of(state: State, error: str) -> State | None:
-    """The first retrier that matches an error; States.TaskFailed matches every error but a time-out."""
+    """Return the first retrier that matches an error. States.TaskFailed matches all but a time-out."""
     for retrier in state.get("Retry", ()):
         named = retrier["ErrorEquals"]
         if error in named or ("States.TaskFailed" in named and error != "States.Timeout"):
@@ -163,7 +163,7 @@ def retrier_of(state: State, error: str) -> State | None:
 
 
 LAMBDA_ERRORS = (
-    # What AWS names as transient. [Step Functions, Handling errors]
+    # Errors that AWS calls transient. [Step Functions, Handling errors]
     "Lambda.ClientExecutionTimeoutException",
     "Lambda.ServiceException",
     "Lambda.AWSLambdaException",
@@ -178,7 +178,7 @@ LAMBDA_ERRORS = (
 
 @pytest.mark.parametrize(("name", "state"), TASKS)
 def test_every_transient_error_of_a_task_is_retried(name: str, state: State) -> None:
-    if name == "RunFanOut":  # its loop repeats it, from the cursor that it has reached
+    if name == "RunFanOut":  # its loop repeats it from the last cursor
         assert state["Catch"][0]["ErrorEquals"] == ["States.ALL"]
         assert state["Catch"][0]["Next"] == state["Next"] == "PartitionDone?"
         return
@@ -190,7 +190,7 @@ def test_every_transient_error_of_a_task_is_retried(name: str, state: State) -> 
 
 
 THROTTLED_SECONDS = 1
-"""A throttled invocation is refused before the function runs."""
+"""A throttled invocation is rejected before the function runs."""
 
 
 def longest(state: State) -> float:
@@ -224,10 +224,10 @@ def test_the_longest_page_ends_before_an_express_execution_does() -> None:
 
 
 BETWEEN_STATES_SECONDS = 5
-"""Room for what Step Functions itself takes from state to state."""
+"""Seconds allowed for the transitions between states."""
 
 
-def test_a_resume_reads_again_what_may_have_been_recorded_late() -> None:
+def test_the_overlap_of_a_resume_covers_late_records() -> None:
     """The allowances of `messages.RESUME_OVERLAP_SECONDS`, each at its worst.
 
     A resume returns an id from after its own time. Just after it has read the queue, another message is
@@ -297,7 +297,7 @@ PUBLISHING = [
 
 
 @pytest.mark.parametrize(("where", "state"), PUBLISHING, ids=[where for where, _ in PUBLISHING])
-def test_a_subscriber_gets_the_text_that_a_socket_gets(where: str, state: State) -> None:
+def test_a_subscriber_gets_the_same_text_as_a_connection(where: str, state: State) -> None:
     request = {
         "type": "alert",
         "payload": {"number": 9007199254740991, "fine": 0.12345678901234566, "quoted": '"\\ \u2028 日本'},
@@ -313,7 +313,7 @@ def test_a_subscriber_gets_the_text_that_a_socket_gets(where: str, state: State)
     conforming("offline-notification", json.loads(text))
 
 
-def test_a_failure_tells_the_log_nothing_of_the_message() -> None:
+def test_a_failure_logs_nothing_of_the_message() -> None:
     """Step Functions logs `error` and `cause` even where execution data is left out."""
     failures = {name: state for _, name, state in EVERY if state["Type"] == "Fail"}
     assert {name for name, state in failures.items() if state["Cause"].startswith("{%")} == {"Refused"}
@@ -321,7 +321,7 @@ def test_a_failure_tells_the_log_nothing_of_the_message() -> None:
     assert not [each for root in MACHINES.values() for each in expressions(root) if "errorOutput" in each]
 
 
-def test_a_conflict_says_what_is_wrong_as_a_refusal_does() -> None:
+def test_a_conflict_has_the_same_error_format_as_invalid_input() -> None:
     claim, conflict = (MACHINES["broadcast"]["States"][name] for name in ("Claim", "Conflict"))
     assert conflict["Error"] == "Conflict"
     (fault,) = json.loads(conflict["Cause"])["faults"]
@@ -330,7 +330,7 @@ def test_a_conflict_says_what_is_wrong_as_a_refusal_does() -> None:
     taken, other = claim["Catch"]
     assert (taken["ErrorEquals"], taken["Next"]) == (["DynamoDB.ConditionalCheckFailedException"], "Conflict")
     assert (retrier_of(claim, taken["ErrorEquals"][0]) or {})["MaxAttempts"] == 0
-    # A table that refuses writes for another reason does not keep the message back.
+    # A write that fails for another reason does not stop the message.
     assert (other["ErrorEquals"], other["Next"], other["Output"]) == (
         ["States.ALL"],
         claim["Next"],
@@ -356,7 +356,7 @@ def test_the_largest_page_fits_a_state() -> None:
         "cursor": row,
         "counts": {"pages": 7},
         "startedAt": 1,
-        # What the page before left behind: everybody failed.
+        # Left over from the previous page: every post failed.
         "undelivered": [{"connectionId": "c" * 20, "userId": "u" * 128, "reason": "failed"}] * 500,
     }
     result = {"Items": [row] * int(VARIABLES["page_size"]), "LastEvaluatedKey": row}
@@ -367,6 +367,6 @@ def test_the_largest_page_fits_a_state() -> None:
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("*/*.md")), ids=str)
-def test_every_relative_link_of_a_document_leads_somewhere(page: Path) -> None:
+def test_every_relative_link_of_a_document_has_a_target(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []

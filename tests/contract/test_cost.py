@@ -1,4 +1,4 @@
-"""What docs/cost.md says follows from the prices, the measurements and the code."""
+"""The figures in docs/cost.md follow from the prices, the measurements and the code."""
 
 import pytest
 
@@ -16,12 +16,12 @@ def test_every_price_is_used() -> None:
     assert [name for name in cost.PRICES if name != "source" and f'["{name}"]' not in text] == []
 
 
-def test_a_client_is_as_it_is_counted() -> None:
+def test_counts_use_the_defaults_of_the_client() -> None:
     assert cost.Use(1, 1).heartbeat == client.HEARTBEAT_SECONDS
     assert len(cost.measured()) == 3
 
 
-def test_the_lines_are_linear_in_the_people() -> None:
+def test_costs_are_linear_in_the_number_of_people() -> None:
     one, ten = (cost.monthly(cost.Use(people, 10)) for people in (10_000, 100_000))
     fixed = {"metrics, alarms, dashboard", "secret, and a key of your own"}
     for line in one.keys() - fixed - {"broadcasts: all the rest", "tables at rest, recovery included"}:

@@ -1,4 +1,4 @@
-"""A run against an endpoint that the environment names says at its start what that endpoint cannot serve."""
+"""A test run against an endpoint from the environment lists at its start which tests it skips."""
 
 import os
 import re
@@ -16,7 +16,7 @@ STARTS_AN_EMULATOR = re.compile(
 
 
 def _run(*arguments: str, **environment: str) -> str:
-    """Return what pytest prints, in a process of its own and with no endpoint but the one given."""
+    """Return what pytest prints in a new process, with only the given endpoint."""
     names = ("AWS_ENDPOINT_URL", "LOCALSTACK_HOST", "PYTEST_", "MUSTER_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(names)}
     done = subprocess.run(
@@ -48,7 +48,7 @@ def test_without_an_endpoint_nothing_is_skipped() -> None:
     assert "skipped, because" not in printed
 
 
-def test_every_file_that_starts_an_emulator_is_named() -> None:
+def test_every_file_that_starts_an_emulator_is_listed() -> None:
     files = (
         path
         for folder in ("e2e", "faults", "integration")

@@ -1,4 +1,4 @@
-"""The examples of the module: each is valid, and listed for its readers."""
+"""Every example of the module is valid and listed in the README of the examples."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.support.examples import EXAMPLES, copy_of
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_is_valid(example: str, tmp_path: Path) -> None:
-    """From a folder of its own, as after `terraform init` with a git source."""
+    """The example is validated in its own folder, as after `terraform init` with a git source."""
     folder = copy_of(example, tmp_path)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
     for arguments in (["init", "-backend=false", "-input=false"], ["validate"]):
@@ -40,7 +40,7 @@ def test_readme_lists_every_example() -> None:
 
 
 def _pinning_texts() -> dict[Path, str]:
-    """Return every page and configuration that a reader copies from."""
+    """Return every page and configuration that a reader may copy from."""
     paths = [
         *ROOT.glob("*.md"),
         *(ROOT / "docs").glob("*.md"),
@@ -53,7 +53,7 @@ def _pinning_texts() -> dict[Path, str]:
     }
 
 
-def test_every_pinned_tag_is_that_of_the_version() -> None:
+def test_every_pinned_tag_is_the_current_version() -> None:
     pinned = {
         path.relative_to(ROOT): set(
             re.findall(r"(?:\?ref=|clone --branch |switch --detach |curl -A muster/)v?([\w.-]+)", text)
@@ -66,7 +66,7 @@ def test_every_pinned_tag_is_that_of_the_version() -> None:
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_one_placeholder_stands_for_the_address_of_the_repository() -> None:
+def test_all_pages_use_one_placeholder_for_the_repository() -> None:
     named = {
         address
         for text in _pinning_texts().values()
@@ -78,7 +78,7 @@ def test_one_placeholder_stands_for_the_address_of_the_repository() -> None:
 
 
 def _changed_person(state: str, argument: str, record: dict[str, Any]) -> Any:
-    """Evaluate what a state of the example's machine sends to DynamoDB for a record of the stream."""
+    """Return what a state of the example's state machine sends to DynamoDB for a record of the stream."""
     text = (ROOT / "terraform" / "examples" / "users-by-another-key" / "users.asl.json").read_text()
     states = json.loads(text)["States"]["EachChange"]["ItemProcessor"]["States"]
     expression = states[state]["Arguments"][argument].removeprefix("{%").removesuffix("%}")

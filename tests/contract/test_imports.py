@@ -10,7 +10,7 @@ import pytest
 from tests.support import ROOT
 
 LAYERS = [
-    ["bench", "docs", "muster.__main__"],
+    ["bench", "tools", "muster.__main__"],
     ["muster.cli", "muster.pytest_plugin"],
     ["muster.demo", "muster.testing", "muster.verify"],
     ["muster.listeners"],
@@ -79,7 +79,7 @@ def _layer(module: str) -> tuple[int, str]:
 
 def _arrows() -> Iterator[tuple[str, str]]:
     """Every import of one module of the project by another."""
-    modules = _modules("functions", "muster", "bench", "docs")
+    modules = _modules("functions", "muster", "bench", "tools")
     for module, path in modules.items():
         for name in _imports(path):
             while name and name not in modules:
@@ -113,7 +113,7 @@ def test_no_import_goes_up() -> None:
 
 
 def test_every_room_exists() -> None:
-    modules = _modules("functions", "muster", "bench", "docs")
+    modules = _modules("functions", "muster", "bench", "tools")
     rooms = [room for layer in LAYERS for room in layer]
     assert [room for room in rooms if not any(_within(module, room) for module in modules)] == []
 

@@ -1,7 +1,7 @@
-"""The dashboard, the alarms and the saved queries as planned for AWS: what they ask for exists, exactly so.
+"""Every metric and field that the planned dashboard, alarms and saved queries name exists.
 
-A metric with another dimension, or a field with another name, is no error on AWS: the graph stays empty and
-the alarm silent.
+AWS accepts a metric with the wrong dimension and a field with the wrong name: the graph stays empty and the
+alarm never fires.
 """
 
 import ast
@@ -94,7 +94,7 @@ AWS: dict[str, tuple[str, dict[tuple[str, ...], set[str]]]] = {
         },
     ),
 }
-"""What AWS publishes, by namespace: the page that says so, and the names under each set of dimensions."""
+"""The metrics of AWS by namespace: the source, and the names under each set of dimensions."""
 
 
 # ---- what is asked for
@@ -102,7 +102,7 @@ AWS: dict[str, tuple[str, dict[tuple[str, ...], set[str]]]] = {
 
 @pytest.fixture(scope="module")
 def planned() -> dict[str, list[Json]]:
-    """The planned resources of terraform/tests/monitoring.tftest.hcl, by run."""
+    """Return the planned resources of terraform/tests/monitoring.tftest.hcl, by run."""
     environment = {"TF_DATA_DIR": str(repository.cache_dir() / "terraform-check"), **os.environ}
     muster = [sys.executable, "-m", "muster", "terraform"]
     for arguments in (
@@ -121,7 +121,7 @@ def planned() -> dict[str, list[Json]]:
 
 
 def of_type(resources: list[Json], kind: str) -> Iterator[Json]:
-    """The planned attributes of the resources of a type."""
+    """Yield the planned attributes of the resources of a type."""
     for resource in resources:
         if resource["type"] == kind:
             yield resource["change"]["after"]
@@ -140,7 +140,7 @@ def graphs(planned: dict[str, list[Json]]) -> list[Json]:
 
 
 def of_alarm(alarm: Json) -> Iterator[Json]:
-    """The metrics of an alarm: its own, or those of its expression."""
+    """Yield the metrics of an alarm: its own, or those in its expression."""
     if alarm["metric_name"]:
         yield alarm
     for query in alarm["metric_query"] or ():
@@ -148,7 +148,7 @@ def of_alarm(alarm: Json) -> Iterator[Json]:
 
 
 def named(alarms: list[Json], graphs: list[Json]) -> set[Metric]:
-    """Every metric that an alarm or a graph names."""
+    """Return every metric that an alarm or a graph names."""
     found = {
         (metric["namespace"], metric["metric_name"], tuple(sorted(metric["dimensions"])))
         for alarm in alarms
@@ -165,7 +165,7 @@ def named(alarms: list[Json], graphs: list[Json]) -> set[Metric]:
 
 @pytest.fixture(scope="module")
 def lines() -> list[Json]:
-    """What the functions write when everything that they count happens once."""
+    """Return what the functions write when each counted event happens once."""
     written = io.StringIO()
     context = SimpleNamespace(
         function_name="f",
@@ -223,7 +223,7 @@ def lines() -> list[Json]:
 
 @pytest.fixture(scope="module")
 def emitted(lines: list[Json]) -> set[Metric]:
-    """The metrics of the functions, as their embedded metric format has them, and of the state machines."""
+    """Return the metrics of the functions, from their embedded metric format, and of the state machines."""
     found: set[Metric] = set()
     for line in lines:
         for directive in line.get("_aws", {}).get("CloudWatchMetrics", ()):
@@ -259,13 +259,13 @@ def test_every_metric_of_muster_is_on_the_dashboard(graphs: list[Json], emitted:
     assert {metric for metric in named([], graphs) if metric[0] == "Muster"} == emitted
 
 
-def test_what_is_paid_for_each_is_counted(alarms: list[Json], emitted: set[Metric]) -> None:
-    """A page of docs/ says what they cost. A metric alarm is paid for by its metrics."""
+def test_the_cost_page_counts_every_metric_and_alarm(alarms: list[Json], emitted: set[Metric]) -> None:
+    """docs/cost.md has their prices. AWS charges an alarm for each of its metrics."""
     assert len(emitted) == cost.METRICS
     assert sum(len(list(of_alarm(alarm))) for alarm in alarms) == cost.ALARM_METRICS
 
 
-def test_no_metric_is_another_deployments(alarms: list[Json], graphs: list[Json]) -> None:
+def test_no_metric_belongs_to_another_deployment(alarms: list[Json], graphs: list[Json]) -> None:
     """The run's name_prefix is north; the API has its own id."""
     values = [list(metric["dimensions"].values()) for alarm in alarms for metric in of_alarm(alarm)]
     values += [dimensions[1::2] for graph in graphs for _, _, *dimensions, _ in graph["metrics"]]
@@ -312,7 +312,7 @@ def test_every_command_of_the_runbook_is_shell_and_asks_for_outputs_that_exist()
     assert set(re.findall(r"\$\(output (\w+)\)", runbook)) - outputs == set()
 
 
-def test_every_link_within_the_runbook_leads_to_a_heading() -> None:
+def test_every_link_within_the_runbook_has_a_heading() -> None:
     runbook = (ROOT / "docs" / "operations.md").read_text()
     headings = {
         heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", runbook, re.MULTILINE)
@@ -321,7 +321,7 @@ def test_every_link_within_the_runbook_leads_to_a_heading() -> None:
 
 
 def test_only_telemetry_traces() -> None:
-    """The X-Ray SDK is in maintenance: what replaces it (docs/decisions.md) must be a change of one file."""
+    """The X-Ray SDK is in maintenance, so replacing it (docs/decisions.md) must change only one file."""
     found: dict[str, set[str]] = {}
     for part in ("functions", "muster", "bench"):
         for path in (ROOT / part).rglob("*.py"):

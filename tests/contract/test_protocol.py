@@ -1,4 +1,4 @@
-"""docs/protocol.md shows every action as the schemas have it, and its transcripts are compared strictly."""
+"""docs/protocol.md shows every action as in the schemas, and its transcripts are compared strictly."""
 
 import copy
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def test_every_action_has_a_transcript() -> None:
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_transcript_shows_the_action_accepted_and_refused(action: str) -> None:
+def test_transcript_shows_the_action_accepted_and_rejected(action: str) -> None:
     asked = {frame["id"] for frame in _frames(action, ">") if frame["action"] == action}
     replies = [frame for frame in _frames(action, "<") if frame.get("replyTo") in asked]
 
@@ -39,7 +39,7 @@ def test_transcript_shows_the_action_accepted_and_refused(action: str) -> None:
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_every_reply_answers_the_frame_sent_last(action: str) -> None:
+def test_every_reply_is_to_the_last_sent_frame(action: str) -> None:
     sent = None
     for step in TRANSCRIPTS[action].steps:
         if step.mark == ">":
@@ -49,7 +49,7 @@ def test_every_reply_answers_the_frame_sent_last(action: str) -> None:
 
 
 @pytest.mark.parametrize("title", TRANSCRIPTS)
-def test_frames_follow_their_schemas_unless_refused_as_malformed(title: str) -> None:
+def test_frames_follow_their_schemas_unless_rejected_as_malformed(title: str) -> None:
     malformed = {frame["replyTo"] for frame in _frames(title, "<") if frame.get("code") == "invalid_message"}
     for frame in _frames(title, ">"):
         if frame["id"] not in malformed:
@@ -59,7 +59,7 @@ def test_frames_follow_their_schemas_unless_refused_as_malformed(title: str) -> 
 
 
 def _changed(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every copy of a JSON value in which one field or item is missing, added or another."""
+    """Yield every copy of a JSON value with one field or item removed, added or changed."""
     if isinstance(value, dict):
         yield "extra field", {**value, "extra": 1}
         for name, item in value.items():
@@ -82,7 +82,7 @@ class TestComparison:
         assert list(differences(frame, copy.deepcopy(frame), {})) == []
 
     @pytest.mark.parametrize("frame", RECEIVED)
-    def test_finds_each_missing_extra_or_other_value(self, frame: Any) -> None:
+    def test_finds_each_missing_extra_or_changed_value(self, frame: Any) -> None:
         same = [what for what, changed in _changed(frame) if not list(differences(frame, changed, {}))]
 
         assert same == []
@@ -91,13 +91,13 @@ class TestComparison:
         for page, wire in ((600, 601), (1, True), (0, False), (1, 1.0)):
             assert list(differences({"a": page}, {"a": wire}, {})) != []
 
-    def test_times_and_names_of_executions_stand_for_any_other(self) -> None:
+    def test_times_and_execution_names_match_any_other(self) -> None:
         page = {"at": "2026-11-25T08:00:00.000Z", "execution": "0" * 64}
         wire = {"at": "2027-01-02T03:04:05.678Z", "execution": "f" * 64}
 
         assert list(differences(page, wire, {})) == []
 
-    def test_message_id_stands_for_one_other_throughout(self) -> None:
+    def test_message_id_always_matches_the_same_id(self) -> None:
         first, second, real, other = (f"019ad2f4-6c1d-7a3b-9f10-00000000000{n}" for n in range(4))
         ids: dict[str, str] = {}
 
@@ -108,7 +108,7 @@ class TestComparison:
         assert ids == {first: real}
 
 
-def test_frame_may_be_wrapped_and_a_line_without_a_mark_is_refused() -> None:
+def test_frame_may_be_wrapped_and_a_line_without_a_mark_is_an_error() -> None:
     (transcript,) = transcripts('### ping\n```text\n# ben:\n< {"a":\n   1}\n```\n')
     assert transcript.title == "ping"
     assert transcript.steps == (Step("#", "ben:"), Step("<", '{"a":   1}'))

@@ -1,4 +1,4 @@
-"""The schemas are closed, described and executable, and asyncapi.yaml covers the whole WebSocket contract."""
+"""The schemas are closed, described and checked by examples; asyncapi.yaml covers the whole WebSocket API."""
 
 import json
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
+EXAMPLES = SCHEMAS / "examples"
 BASE = "https://muster.example/schemas/v1/"
 COMMON = "common"
 
@@ -38,13 +39,13 @@ def _pointer(parts: Any) -> str:
 
 
 def _refusals(name: str, instance: Any) -> list[tuple[str, str]]:
-    """Where the schema refuses the instance, and by which keyword."""
+    """Return the pointer and the keyword of every fault that the schema finds."""
     errors = Draft202012Validator(FILES[name], registry=REGISTRY).iter_errors(instance)
     return [(_pointer(error.absolute_path), str(error.validator)) for error in errors]
 
 
 def _definitions(schema: Json, where: str = "") -> Iterator[tuple[str, Json]]:
-    """The schema and those that define its parts; conditional subschemas only narrow what these define."""
+    """Yield the schema and those of its parts, without conditional subschemas: they only narrow these."""
     yield where, schema
     for keyword in ("properties", "$defs"):
         for key, part in schema.get(keyword, {}).items():
@@ -60,23 +61,31 @@ def _nodes(value: Any) -> Iterator[Json]:
         yield from _nodes(part)
 
 
-def _examples(kind: str) -> list[Any]:
+def _valid_examples() -> list[Any]:
     return [
         pytest.param(path.parent.parent.name, path, id=f"{path.parent.parent.name}-{path.stem}")
-        for path in sorted(SCHEMAS.glob(f"examples/*/{kind}/*.json"))
+        for path in sorted(EXAMPLES.glob("*/valid/*.json"))
+    ]
+
+
+def _refused_examples() -> list[Any]:
+    return [
+        pytest.param(path.parent.name, example, id=f"{path.parent.name}-{example['name']}")
+        for path in sorted(EXAMPLES.glob("*/refusals.json"))
+        for example in _load(path)
     ]
 
 
 @pytest.mark.parametrize("name", FILES)
 class TestEverySchema:
-    def test_is_valid_itself(self, name: str) -> None:
+    def test_is_a_valid_schema(self, name: str) -> None:
         assert FILES[name]["$schema"] == Draft202012Validator.META_SCHEMA["$id"]
         Draft202012Validator.check_schema(FILES[name])
 
-    def test_has_the_id_that_its_file_name_says(self, name: str) -> None:
+    def test_id_follows_from_the_file_name(self, name: str) -> None:
         assert FILES[name]["$id"] == f"{BASE}{name}.schema.json"
 
-    def test_refers_only_to_what_the_directory_holds(self, name: str) -> None:
+    def test_every_reference_resolves_within_the_directory(self, name: str) -> None:
         resolver = REGISTRY.resolver(base_uri=FILES[name]["$id"])
         for node in _nodes(FILES[name]):
             if isinstance(node.get("$ref"), str):
@@ -98,22 +107,22 @@ class TestEverySchema:
         ]
         assert undescribed == []
 
-    def test_requires_only_what_it_defines(self, name: str) -> None:
+    def test_requires_only_defined_properties(self, name: str) -> None:
         for where, part in _definitions(FILES[name]):
             assert set(part.get("required", ())) <= part.get("properties", {}).keys(), where
 
-    def test_says_why_wherever_it_forbids_a_property(self, name: str) -> None:
+    def test_every_forbidden_property_has_a_description(self, name: str) -> None:
         assert all(node.get("description") for node in _nodes(FILES[name]) if node.get("not") == {})
 
-    def test_never_answers_with_alternatives(self, name: str) -> None:
-        """oneOf and anyOf refuse the whole value, and so hide which part of it is at fault."""
+    def test_has_no_alternatives(self, name: str) -> None:
+        """oneOf and anyOf reject the whole value, which hides the part that is at fault."""
         assert not any({"oneOf", "anyOf"} & node.keys() for node in _nodes(FILES[name]))
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_has_at_least_two_valid_and_four_invalid_examples(name: str) -> None:
-    assert len(list(SCHEMAS.glob(f"examples/{name}/valid/*.json"))) >= 2
-    assert len(list(SCHEMAS.glob(f"examples/{name}/invalid/*.json"))) >= 4
+def test_has_at_least_two_valid_and_four_refused_examples(name: str) -> None:
+    assert len(list((EXAMPLES / name).glob("valid/*.json"))) >= 2
+    assert len({example["name"] for example in _load(EXAMPLES / name / "refusals.json")}) >= 4
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -124,20 +133,33 @@ def test_only_an_object_is_a_message(name: str) -> None:
 
 
 def test_every_folder_of_examples_belongs_to_a_schema() -> None:
-    assert sorted(path.name for path in (SCHEMAS / "examples").iterdir()) == MESSAGES
+    assert sorted(path.name for path in EXAMPLES.iterdir()) == MESSAGES
 
 
-@pytest.mark.parametrize(("name", "path"), _examples("valid"))
+def test_every_file_among_the_examples_is_read() -> None:
+    """A misplaced file would be an example that no test runs."""
+    files = {path for path in EXAMPLES.rglob("*") if path.is_file()}
+    assert files == {*EXAMPLES.glob("*/valid/*.json"), *EXAMPLES.glob("*/refusals.json")}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_refused_examples_are_sorted_by_unique_names(name: str) -> None:
+    names = [example["name"] for example in _load(EXAMPLES / name / "refusals.json")]
+    assert names == sorted(set(names))
+
+
+@pytest.mark.parametrize(("name", "path"), _valid_examples())
 def test_valid_example_is_accepted(name: str, path: Path) -> None:
     assert _refusals(name, _load(path)) == []
 
 
-@pytest.mark.parametrize(("name", "path"), _examples("invalid"))
-def test_invalid_example_is_refused_once_and_where_it_says(name: str, path: Path) -> None:
-    """One mistake makes one fault: a client is never sent after consequences of it."""
-    example = _load(path)
-    assert example.keys() == {"why", "pointer", "keyword", "instance"}
-    assert _refusals(name, example["instance"]) == [(example["pointer"], example["keyword"])]
+@pytest.mark.parametrize(("name", "example"), _refused_examples())
+def test_refused_example_has_exactly_the_named_fault(name: str, example: Json) -> None:
+    """One mistake gives one fault, so that a client sees the mistake and not its consequences."""
+    assert list(example) == ["name", "why", "value", "fault"]
+    assert list(example["fault"]) == ["pointer", "keyword"]
+    fault = (example["fault"]["pointer"], example["fault"]["keyword"])
+    assert _refusals(name, example["value"]) == [fault]
 
 
 def test_every_fault_of_a_message_is_reported() -> None:
@@ -156,14 +178,14 @@ def test_every_fault_of_a_message_is_reported() -> None:
     ]
 
 
-def test_a_delivered_message_is_as_long_as_it_may_be_but_no_longer() -> None:
-    batch = _load(SCHEMAS / "examples/delivery-batch/valid/one-connection.json")
+def test_length_of_an_envelope_is_limited() -> None:
+    batch = _load(EXAMPLES / "delivery-batch/valid/one-connection.json")
     assert _refusals("delivery-batch", batch | {"envelope": "x" * 30720}) == []
     assert _refusals("delivery-batch", batch | {"envelope": "x" * 30721}) == [("/envelope", "maxLength")]
 
 
-def test_a_batch_takes_a_thousand_connections_and_no_more() -> None:
-    batch = _load(SCHEMAS / "examples/delivery-batch/valid/one-connection.json")
+def test_a_batch_has_at_most_a_thousand_connections() -> None:
+    batch = _load(EXAMPLES / "delivery-batch/valid/one-connection.json")
     assert _refusals("delivery-batch", batch | {"connections": batch["connections"] * 1000}) == []
     assert _refusals("delivery-batch", batch | {"connections": batch["connections"] * 1001}) == [
         ("/connections", "maxItems")
@@ -193,14 +215,14 @@ class TestAsyncApi:
             key: {"$ref": f"#/components/messages/{key}"} for key in ASYNCAPI["components"]["messages"]
         }
 
-    def test_every_client_action_is_sent_and_may_be_answered_by_an_error(self) -> None:
+    def test_every_client_action_may_get_an_error_as_reply(self) -> None:
         sent = [operation for operation in ASYNCAPI["operations"].values() if operation["action"] == "send"]
         payloads = [_payload(ref) for operation in sent for ref in operation["messages"]]
         assert sorted(payloads) == sorted(f"./{name}.schema.json" for name in CLIENT)
         for operation in sent:
             assert "./server-error.schema.json" in map(_payload, operation["reply"]["messages"])
 
-    def test_every_server_message_answers_something_or_is_received(self) -> None:
+    def test_every_server_message_is_a_reply_or_is_received(self) -> None:
         arriving: set[str] = set()
         for operation in ASYNCAPI["operations"].values():
             received = operation["action"] == "receive"
@@ -211,6 +233,6 @@ class TestAsyncApi:
 
 
 def _payload(message: dict[str, str]) -> str:
-    """The schema file behind a reference to one of the channel's messages."""
+    """Return the schema file of a message that the channel refers to."""
     payload: str = ASYNCAPI["components"]["messages"][message["$ref"].rpartition("/")[2]]["payload"]["$ref"]
     return payload

@@ -1,4 +1,4 @@
-"""The module's page says what the module takes and gives."""
+"""terraform/README.md lists the inputs and outputs, and one provider range is stated everywhere."""
 
 import re
 from pathlib import Path
@@ -6,22 +6,22 @@ from pathlib import Path
 import pytest
 import yaml
 
-from docs.terraform_tables import MODULE, README, generated
+from tools.terraform_tables import MODULE, README, generated
 
 PROVIDER = "~> 5.100"
 
 
-def test_tables_are_those_of_the_module() -> None:
+def test_tables_are_up_to_date() -> None:
     assert README.read_text() == generated(README.read_text()), "run `make docs`"
 
 
-def test_a_page_without_its_markers_is_refused() -> None:
+def test_a_page_without_markers_is_an_error() -> None:
     with pytest.raises(SystemExit, match="begin inputs"):
         generated("")
 
 
-def test_one_range_of_the_provider_is_promised_everywhere() -> None:
-    """The range that the tests run with; README.md says why not the next major version."""
+def test_provider_range_is_the_same_everywhere() -> None:
+    """README.md says why the next major version is excluded."""
     configurations = [path for path in MODULE.rglob("*.tf") if "required_providers" in path.read_text()]
     assert len(configurations) >= 6
     for path in configurations:
@@ -33,7 +33,7 @@ def test_one_range_of_the_provider_is_promised_everywhere() -> None:
     assert set(named) == {PROVIDER}
 
 
-def test_no_update_to_the_next_major_version_is_proposed() -> None:
+def test_dependabot_ignores_the_next_major_version() -> None:
     settings = yaml.safe_load((MODULE.parent / ".github" / "dependabot.yml").read_text())
     (updates,) = (each for each in settings["updates"] if each["package-ecosystem"] == "terraform")
     assert {"dependency-name": "hashicorp/aws", "update-types": ["version-update:semver-major"]} in updates[

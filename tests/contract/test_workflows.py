@@ -1,4 +1,4 @@
-"""The GitHub workflows run only what they name exactly, with no more rights than they say."""
+"""The GitHub workflows pin every action and grant only the permissions that each job needs."""
 
 import re
 from pathlib import Path
@@ -13,12 +13,12 @@ PINNED = re.compile(r"uses: [\w-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$")
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 class TestEveryWorkflow:
-    def test_pins_each_action_to_a_commit_and_names_its_version(self, path: Path) -> None:
+    def test_every_action_is_pinned_to_a_commit_with_its_version(self, path: Path) -> None:
         used = [line.strip() for line in path.read_text().splitlines() if "uses:" in line]
         assert used
         assert [line for line in used if not PINNED.search(line)] == []
 
-    def test_grants_the_jobs_at_most_reading_and_a_token_of_their_own(self, path: Path) -> None:
+    def test_jobs_may_at_most_read_and_get_an_id_token(self, path: Path) -> None:
         workflow = yaml.safe_load(path.read_text())
         granted = [
             workflow["permissions"],
@@ -27,12 +27,12 @@ class TestEveryWorkflow:
         allowed = {("contents", "read"), ("id-token", "write")}
         assert {item for permissions in granted for item in permissions.items()} <= allowed
 
-    def test_limits_every_job_in_time(self, path: Path) -> None:
+    def test_every_job_has_a_time_limit(self, path: Path) -> None:
         jobs = yaml.safe_load(path.read_text())["jobs"].values()
         assert all(0 < job["timeout-minutes"] <= 60 for job in jobs)
 
 
-def test_localstack_runs_by_hand_alone_and_only_one_step_gets_its_token() -> None:
+def test_localstack_runs_only_on_demand_and_one_step_gets_its_token() -> None:
     path = next(path for path in WORKFLOWS if path.stem == "localstack")
     # YAML 1.1 reads the key `on` as true.
     workflow: dict[Any, Any] = yaml.safe_load(path.read_text())
@@ -43,13 +43,13 @@ def test_localstack_runs_by_hand_alone_and_only_one_step_gets_its_token() -> Non
     assert "AWS_ENDPOINT_URL" in tests["env"]
 
 
-def test_an_action_has_one_version_everywhere() -> None:
+def test_an_action_has_the_same_version_everywhere() -> None:
     text = "".join(path.read_text() for path in WORKFLOWS)
     used = set(re.findall(r"uses: ([^@\s]+)@(\S+ # \S+)", text))
     assert len({action for action, _ in used}) == len(used)
 
 
-def test_only_an_approved_job_gets_the_role_that_changes_things() -> None:
+def test_only_an_approved_job_gets_the_deploy_role() -> None:
     jobs = yaml.safe_load(next(path for path in WORKFLOWS if path.stem == "deploy").read_text())["jobs"]
     deploying = [name for name, job in jobs.items() if "AWS_DEPLOY_ROLE_ARN" in str(job)]
     assert deploying == ["apply"]

@@ -1,4 +1,4 @@
-"""The examples of the module, in a copy of what a fetched source holds: the checkout stays as it is."""
+"""The Terraform examples, copied as a module source is, so that tests do not change the checkout."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ EXAMPLES = sorted(path.parent.name for path in ROOT.glob("terraform/examples/*/m
 
 
 def copy_of(example: str, folder: Path) -> Path:
-    """Copy the module and what it reads beside it into `folder`; return the example's directory there."""
+    """Copy the module and the state machines to `folder`; return the directory of the example there."""
     not_in_git = shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfvars*", "*_override.tf*")
     for part in ("terraform", "statemachines"):
         shutil.copytree(ROOT / part, folder / part, ignore=not_in_git)

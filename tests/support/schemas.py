@@ -1,4 +1,4 @@
-"""Holding what the deployment says to the published schemas."""
+"""Checks values of the deployment against the published schemas."""
 
 import json
 from functools import cache
@@ -24,6 +24,6 @@ def _validator(name: str) -> Draft202012Validator:
 
 
 def conforming(name: str, instance: T) -> T:
-    """Return `instance`, which must follow `schemas/<name>.schema.json`."""
+    """Return `instance` if it follows `schemas/<name>.schema.json`; raise ValidationError otherwise."""
     _validator(name).validate(instance)
     return instance

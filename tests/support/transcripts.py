@@ -1,7 +1,7 @@
-"""The transcripts of docs/protocol.md: how the page writes them, and how frames compare with theirs.
+"""Reads the transcripts of docs/protocol.md and compares frames with them.
 
-A fenced block is a transcript. Its lines are frames, `> ` sent and `< ` received, and `# ` says what happens
-between them; a line that begins with white space continues the frame before it.
+A fenced block is a transcript. A line is a frame, `> ` sent or `< ` received, or a comment with `# `. A line
+that begins with white space continues the previous frame.
 """
 
 import json
@@ -19,7 +19,7 @@ UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 _EXECUTION = re.compile(r"[0-9a-f]{64}")
 PLACEHOLDERS = (UUID, _TIME, _EXECUTION)
-"""Strings that stand for any of their form: message ids, times, names of executions."""
+"""Strings that match any other of the same form: message ids, times, execution names."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _steps(lines: list[str]) -> Iterator[Step]:
 
 
 def differences(page: Any, wire: Any, ids: dict[str, str], at: str = "") -> Iterator[str]:
-    """Say where a received value is not what the page shows, by JSON pointer.
+    """Yield each difference between the page and a received value, by JSON pointer.
 
     Objects have the same fields, arrays the same length, and values are equal, or of the same form where the
     page's value is a placeholder. `ids` maps the page's message ids to real ones; new ones are added to it.

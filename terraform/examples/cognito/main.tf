@@ -1,4 +1,4 @@
-# People sign in to a Cognito user pool; its public keys verify their ID tokens, and no secret is shared.
+# Users sign in to a Cognito user pool. Its public keys verify their ID tokens, so no secret is shared.
 
 terraform {
   required_version = ">= 1.11"
@@ -29,7 +29,7 @@ resource "aws_cognito_user_pool" "people" {
   }
 }
 
-# A phone or a browser keeps no secret, so the client has none.
+# A phone or a browser cannot keep a secret, so the app client has none.
 resource "aws_cognito_user_pool_client" "app" {
   name                = "shelter-app"
   user_pool_id        = aws_cognito_user_pool.people.id
@@ -37,11 +37,11 @@ resource "aws_cognito_user_pool_client" "app" {
 }
 
 module "muster" {
-  source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.2.0" from a configuration of your own
+  source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.2.0" in your own configuration
 
   bundle_dir = "${path.root}/../../../build"
 
-  # Clients present the ID token: its `aud` is the app client's id, while an access token has none. Its `sub` is the
+  # Clients send the ID token: its `aud` is the app client's id, while an access token has none. Its `sub` is the
   # userId of the users table.
   jwt = {
     algorithms = ["RS256"]
@@ -57,6 +57,6 @@ output "websocket_url" {
 }
 
 output "user_pool_client_id" {
-  description = "App client with which people sign in."
+  description = "App client that users sign in with."
   value       = aws_cognito_user_pool_client.app.id
 }

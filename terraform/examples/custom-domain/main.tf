@@ -1,4 +1,4 @@
-# Clients open live.example.org: its certificate, its DNS record, and a default endpoint that is still open.
+# Clients connect to live.example.org, with a certificate and a DNS record. The default endpoint stays open.
 
 terraform {
   required_version = ">= 1.11"
@@ -23,7 +23,7 @@ data "aws_route53_zone" "this" {
   name = "example.org"
 }
 
-# In the region of the API. ACM renews it as long as the validation record stays.
+# Must be in the region of the API. ACM renews it as long as the validation record exists.
 resource "aws_acm_certificate" "this" {
   domain_name       = local.domain_name
   validation_method = "DNS"
@@ -51,21 +51,21 @@ resource "aws_acm_certificate_validation" "this" {
 }
 
 module "muster" {
-  source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.2.0" from a configuration of your own
+  source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.2.0" in your own configuration
 
-  bundle_dir = "${path.root}/../../../build" # wherever `make build` has put functions.zip, layer.zip and bundle.json
+  bundle_dir = "${path.root}/../../../build" # the output folder of `make build`
 
   custom_domain = {
     domain_name     = local.domain_name
     certificate_arn = aws_acm_certificate_validation.this.certificate_arn # known once the certificate is valid
     zone            = { id = data.aws_route53_zone.this.zone_id }
 
-    # true in a later apply, once clients connect at the domain: ../../../docs/deploy.md says why.
+    # Set to true in a later apply, when clients use the domain (../../../docs/deploy.md).
     close_default_endpoint = false
   }
 }
 
 output "websocket_url" {
-  description = "Address that clients open, with their token."
+  description = "WebSocket URL for clients; they also send their token."
   value       = module.muster.websocket_url
 }

@@ -1,4 +1,4 @@
-# The people are in a table that another system keeps. Muster reads it, and neither changes nor destroys it.
+# Users are in a table of another system. Muster reads it and never changes or destroys it.
 
 terraform {
   required_version = ">= 1.11"
@@ -15,15 +15,15 @@ provider "aws" {
   region = "eu-west-1"
 }
 
-# Its only key is userId; ../../../docs/data.md has the attributes that are read.
+# Its only key is userId. ../../../docs/data.md lists the attributes that Muster reads.
 data "aws_dynamodb_table" "people" {
   name = "people"
 }
 
 module "muster" {
-  source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.2.0" from a configuration of your own
+  source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.2.0" in your own configuration
 
-  bundle_dir = "${path.root}/../../../build" # wherever `make build` has put functions.zip, layer.zip and bundle.json
+  bundle_dir = "${path.root}/../../../build" # the output folder of `make build`
 
   existing_tables = {
     users = {
@@ -34,6 +34,6 @@ module "muster" {
 }
 
 output "websocket_url" {
-  description = "Address that clients open, with their token."
+  description = "WebSocket URL for clients; they also send their token."
   value       = module.muster.websocket_url
 }

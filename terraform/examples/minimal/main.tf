@@ -1,4 +1,4 @@
-# Everything at its default: a secret of its own signs the tokens, and five roles may send what they may.
+# All defaults: the module creates the secret that signs tokens, and there are five roles.
 
 terraform {
   required_version = ">= 1.11"
@@ -16,17 +16,17 @@ provider "aws" {
 }
 
 module "muster" {
-  source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.2.0" from a configuration of your own
+  source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.2.0" in your own configuration
 
-  bundle_dir = "${path.root}/../../../build" # wherever `make build` has put functions.zip, layer.zip and bundle.json
+  bundle_dir = "${path.root}/../../../build" # the output folder of `make build`
 }
 
 output "websocket_url" {
-  description = "Address that clients open, with their token."
+  description = "WebSocket URL for clients; they also send their token."
   value       = module.muster.websocket_url
 }
 
 output "jwt_secret_arn" {
-  description = "Secret with which your backend signs its clients' tokens."
+  description = "Secret that your backend signs client tokens with."
   value       = module.muster.jwt_secret_arn
 }

@@ -1,4 +1,4 @@
-# The people are in a table `staff` that another system keeps, under another key and other names of attributes. A pipe
+# Users are in a table `staff` of another system, with another key and other attribute names. A pipe
 # copies each change into Muster's own users table: personId becomes userId, mail email, duty role, site shelterId, and
 # people with leftOn are not active. `staff` needs a stream with NEW_IMAGE or NEW_AND_OLD_IMAGES. Not run on AWS.
 
@@ -39,12 +39,12 @@ locals {
 }
 
 module "muster" {
-  source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.2.0" from a configuration of your own
+  source = "../.." # "git::https://example.org/muster.git//terraform?ref=v0.2.0" in your own configuration
 
-  bundle_dir = "${path.root}/../../../build" # wherever `make build` has put functions.zip, layer.zip and bundle.json
+  bundle_dir = "${path.root}/../../../build" # the output folder of `make build`
 }
 
-# ---- From a change to a row ----------------------------------------------------------------------------------
+# ---- Copy each change ----------------------------------------------------------------------------------------
 
 resource "aws_sfn_state_machine" "users" {
   name     = "staff-to-users"
@@ -57,7 +57,7 @@ resource "aws_sfn_state_machine" "users" {
   })))
 }
 
-# The machine's answer decides about the batch: a failed one is cut in half and repeated, and what still fails is kept.
+# The result of the state machine decides about the batch: a failed one is halved and retried, and the rest is kept.
 resource "aws_pipes_pipe" "users" {
   name     = "staff-to-users"
   role_arn = aws_iam_role.users["pipes"].arn
@@ -86,14 +86,14 @@ resource "aws_pipes_pipe" "users" {
   depends_on = [aws_iam_role_policy.users]
 }
 
-# Where the changes are in the stream that could not be copied. Alarm on it: somebody here may connect who must not.
+# Positions in the stream of changes that could not be copied. Set an alarm: until then, a removed user may still connect.
 resource "aws_sqs_queue" "failed" {
   name                      = "staff-to-users-failed"
   message_retention_seconds = 1209600
   sqs_managed_sse_enabled   = true
 }
 
-# ---- Who may do what -----------------------------------------------------------------------------------------
+# ---- Permissions ---------------------------------------------------------------------------------------------
 
 data "aws_iam_policy_document" "trust" {
   for_each = toset(["pipes", "states"])
@@ -154,6 +154,6 @@ resource "aws_iam_role_policy" "users" {
 }
 
 output "websocket_url" {
-  description = "Address that clients open, with their token."
+  description = "WebSocket URL for clients; they also send their token."
   value       = module.muster.websocket_url
 }

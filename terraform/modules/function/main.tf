@@ -1,5 +1,5 @@
 locals {
-  # X-Ray's actions take no resource.
+  # X-Ray's actions do not support resource-level permissions.
   telemetry = [
     { actions = ["logs:CreateLogStream", "logs:PutLogEvents"], resources = ["${aws_cloudwatch_log_group.this.arn}:*"] },
     { actions = ["xray:PutTelemetryRecords", "xray:PutTraceSegments"], resources = ["*"] },
@@ -25,8 +25,8 @@ resource "aws_iam_role" "this" {
       Effect    = "Allow"
       Principal = { Service = "lambda.amazonaws.com" }
       Action    = "sts:AssumeRole"
-      # AWS documents for Step Functions that it names the account, and for Lambda only shows it in samples: a call of Lambda's
-      # that names none passes, rather than stop every function. No role can be passed across accounts anyway.
+      # AWS documents aws:SourceAccount for Step Functions, but for Lambda only shows it in samples. A call by Lambda without
+      # it is therefore allowed, or else every function could stop. Roles cannot be passed across accounts anyway.
       Condition = { StringEqualsIfExists = { "aws:SourceAccount" = var.account_id } }
     }]
   })
@@ -83,20 +83,20 @@ resource "aws_lambda_function" "this" {
   lifecycle {
     precondition {
       condition     = length(jsonencode(var.environment)) <= 4096
-      error_message = "The environment of ${var.name} takes more than the 4 KB that Lambda allows: shorten names, roles, allowed origins or what tokens are verified by."
+      error_message = "The environment of ${var.name} is larger than Lambda's limit of 4 KB: shorten names, roles, allowed origins or the values in jwt."
     }
   }
 
-  # Lambda would make a log group without retention, and the first invocation may come at once.
+  # Created before the function: Lambda itself would create a log group without retention at the first invocation.
   depends_on = [aws_cloudwatch_log_group.this, aws_iam_role_policy.this]
 }
 
-# Only published versions have snapshots; the alias spares the callers from following their numbers.
+# Only published versions have snapshots. Callers use the alias, so that they need not know the version number.
 resource "aws_lambda_alias" "live" {
   count = var.snap_start ? 1 : 0
 
   name             = "live"
-  description      = "The version that was deployed last."
+  description      = "The latest deployed version."
   function_name    = aws_lambda_function.this.function_name
   function_version = aws_lambda_function.this.version
 }

@@ -9,12 +9,12 @@ output "alias" {
 }
 
 output "arn" {
-  description = "ARN that callers invoke: the alias's with SnapStart, or else the function's, without a version."
+  description = "ARN that callers invoke: of the alias with SnapStart, otherwise of the function without a version."
   value       = var.snap_start ? aws_lambda_alias.live[0].arn : aws_lambda_function.this.arn
 }
 
 output "invoke_arn" {
-  description = "ARN by which API Gateway invokes the same."
+  description = "ARN that API Gateway uses to invoke it."
   value       = var.snap_start ? aws_lambda_alias.live[0].invoke_arn : aws_lambda_function.this.invoke_arn
 }
 
@@ -24,16 +24,16 @@ output "log_group" {
 }
 
 output "policy" {
-  description = "The function's whole IAM policy document."
+  description = "Complete IAM policy document of the function."
   value       = aws_iam_role_policy.this.policy
 }
 
 output "permissions_boundary" {
-  description = "IAM policy that bounds the function's role."
+  description = "Permissions boundary of the function's role."
   value       = aws_iam_role.this.permissions_boundary
 }
 
 output "kms_key_arn" {
-  description = "Customer managed key of the function's environment."
+  description = "Customer managed key that encrypts the function's environment."
   value       = aws_lambda_function.this.kms_key_arn
 }

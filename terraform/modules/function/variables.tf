@@ -1,5 +1,5 @@
 variable "name" {
-  description = "Name of the function; its role and log group are named after it."
+  description = "Name of the function, its role and its log group."
   type        = string
 }
 
@@ -34,22 +34,22 @@ variable "architecture" {
 }
 
 variable "memory_mb" {
-  description = "Memory in MB; the share of a CPU grows with it, 1,769 MB being one."
+  description = "Memory in MB. CPU grows with it: 1,769 MB is one vCPU."
   type        = number
 }
 
 variable "timeout_seconds" {
-  description = "Longest run of one invocation, in seconds."
+  description = "Time-out of an invocation in seconds."
   type        = number
 }
 
 variable "reserved_concurrency" {
-  description = "Invocations at a time that are kept for the function, and the most it gets; null shares the account's."
+  description = "Reserved concurrency of the function, which is also its limit; null uses the account's concurrency."
   type        = number
 }
 
 variable "snap_start" {
-  description = "Whether each change publishes a version that starts from a snapshot, and callers invoke the alias `live`."
+  description = "Whether each change publishes a version with a snapshot, and callers invoke the alias `live`."
   type        = bool
 }
 
@@ -59,7 +59,7 @@ variable "environment" {
 }
 
 variable "statements" {
-  description = "What the function may do beside writing its own logs and traces."
+  description = "IAM statements of the function, in addition to writing its logs and traces."
   type = list(object({
     actions    = list(string)
     resources  = list(string)
@@ -68,22 +68,22 @@ variable "statements" {
 }
 
 variable "account_id" {
-  description = "Account in whose name alone Lambda may assume the function's role."
+  description = "Account that Lambda must act for when it assumes the function's role."
   type        = string
 }
 
 variable "permissions_boundary_arn" {
-  description = "IAM policy that bounds the function's role; null for none."
+  description = "Permissions boundary of the function's role; null for none."
   type        = string
 }
 
 variable "kms_key_arn" {
-  description = "Customer managed key of the log group and the environment; null for AWS's own."
+  description = "Customer managed key that encrypts the log group and the environment; null for AWS's own key."
   type        = string
 }
 
 variable "log_retention_days" {
-  description = "Days for which the log group keeps its events."
+  description = "Days that the log group keeps its events."
   type        = number
 }
 

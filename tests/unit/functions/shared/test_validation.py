@@ -113,7 +113,7 @@ def nested(levels: int, kind: type = dict) -> Any:
             REQUEST | {"target": {"all": True, "roles": ["admin"]}},
             "/target/roles",
             "may not be given here",
-            "all already includes everybody: leave out roles, or leave out all",
+            "all already includes everyone: leave out roles, or leave out all",
         ),
         ("broadcast", REQUEST | {"type": "shelter_update"}, "/shelterId", "is missing", "add shelterId"),
         ("broadcast", REQUEST | {"shelterId": "s1"}, "/shelterId", "may not be given here", None),

@@ -1,0 +1,30 @@
+data "aws_caller_identity" "current" {}
+
+data "aws_default_tags" "current" {}
+
+data "aws_partition" "current" {}
+
+data "aws_region" "current" {}
+
+# Known to the provider, so that it is told before anything is made.
+data "aws_service" "used" {
+  for_each = toset(["apigateway", "dynamodb", "lambda", "logs", "secretsmanager", "sns", "sqs", "states"])
+
+  service_id = each.value
+}
+
+# A warning, not an error: what a new region has may be newer than the provider.
+check "region" {
+  assert {
+    condition     = alltrue([for service in data.aws_service.used : service.supported])
+    error_message = "Region ${local.region} does not have, as far as this AWS provider knows: ${join(", ", [for name, service in data.aws_service.used : name if !service.supported])}. Choose another, or expect the apply to fail."
+  }
+}
+
+locals {
+  region = data.aws_region.current.id
+
+  # The middle of every ARN that is built from a name rather than read from its resource. That is done only where two
+  # resources name each other (a machine and its functions, a queue and its policy), or it would be a cycle.
+  arn_scope = "${local.region}:${data.aws_caller_identity.current.account_id}"
+}
