@@ -118,10 +118,11 @@ def test_everything_at_random_for_one_post_in_a_hundred(either: FaultProxy, rng:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", [*FAULTS, "late"])
-def test_fault_of_every_second_post_leaves_the_others_alone(
+def test_fault_of_many_posts_leaves_the_others_alone(
     proxy: FaultProxy, rng: random.Random, fault: str
 ) -> None:
-    audience = recipients(24)
+    # Fewer late ones: with half of the posts late, the endpoint may count as slow for everybody.
+    audience = recipients(60 if fault == "late" else 24)
     bad = set(rng.sample(audience, 12))
     act = FAULTS.get(fault, LATE)
     proxy.reset(Script({who.connection_id: [act] for who in bad}))
@@ -133,14 +134,18 @@ def test_fault_of_every_second_post_leaves_the_others_alone(
 
 
 @pytest.mark.usefixtures("quick")
-def test_endpoint_slow_for_everybody_in_ten_broadcasts_at_once_is_not_asked_again(proxy: FaultProxy) -> None:
+def test_endpoint_slow_for_everybody_in_ten_broadcasts_at_once_is_not_asked_again(
+    proxy: FaultProxy, rng: random.Random
+) -> None:
     """Ten batches to 100 connections each, through one endpoint that answers 320 posts in the time of a post.
 
-    With 640 in flight, an answer takes twice the time after which a post that is alone in it is dead.
+    With 640 in flight, an answer takes up to twice the time after which a single slow post is repeated. The
+    endpoint answers the first 640 in any order, so that no batch gets all of its answers before the others.
     """
     batches, size, in_flight = 10, 100, 64
     shortest = gateway.POST_TIMEOUT_SECONDS / 320
-    queue = itertools.count()
+    first = batches * in_flight
+    queue = itertools.chain(rng.sample(range(first), first), itertools.count(first))
     began: list[float] = []
 
     def slowly(seen: Post) -> Act:
