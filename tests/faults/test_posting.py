@@ -119,10 +119,11 @@ def test_random_faults_for_one_post_in_a_hundred(either: FaultProxy, rng: random
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", [*FAULTS, "late"])
-def test_fault_of_half_of_the_recipients_does_not_affect_the_others(
+def test_fault_of_many_recipients_does_not_affect_the_others(
     proxy: FaultProxy, rng: random.Random, fault: str
 ) -> None:
-    audience = recipients(24)
+    # Fewer late ones: with half of the posts late, the endpoint may count as slow.
+    audience = recipients(60 if fault == "late" else 24)
     bad = set(rng.sample(audience, 12))
     act = FAULTS.get(fault, LATE)
     proxy.reset(Script({who.connection_id: [act] for who in bad}))
@@ -134,14 +135,18 @@ def test_fault_of_half_of_the_recipients_does_not_affect_the_others(
 
 
 @pytest.mark.usefixtures("quick")
-def test_posts_of_ten_broadcasts_to_a_slow_endpoint_are_not_repeated(proxy: FaultProxy) -> None:
+def test_posts_of_ten_broadcasts_to_a_slow_endpoint_are_not_repeated(
+    proxy: FaultProxy, rng: random.Random
+) -> None:
     """Ten batches of 100 connections post to an endpoint that answers 320 posts per POST_TIMEOUT_SECONDS.
 
-    With 640 posts in flight, an answer takes twice that timeout.
+    With 640 posts in flight, an answer takes up to twice that timeout. The endpoint answers the first 640 in
+    random order, so that no batch gets all of its answers before the others.
     """
     batches, size, in_flight = 10, 100, 64
     shortest = batch.POST_TIMEOUT_SECONDS / 320
-    queue = itertools.count()
+    first = batches * in_flight
+    queue = itertools.chain(rng.sample(range(first), first), itertools.count(first))
     began: list[float] = []
 
     def slowly(seen: Post) -> Act:
