@@ -56,7 +56,7 @@ _CONTENTS = (
 )
 # How long Terraform may make no progress. With both limits, a start that stalls twice ends within three
 # minutes.
-_STALL_SECONDS = 60.0
+_STALL_SECONDS = 50.0
 _SECOND_STALL_SECONDS = 25.0
 # Smaller than on AWS: here all Lambdas share the cores of one machine.
 _SMALL_SCALE: Mapping[str, Any] = {"audience_shards": 2, "partition_concurrency": 2, "batch_concurrency": 2}
@@ -141,8 +141,8 @@ class Stack:
         """Start the stack, or update the running one, and return its outputs.
 
         A running stack gets the current code and Terraform, and keeps its data. When the first apply fails or
-        is interrupted, the emulator is stopped. When it makes no progress for a minute, because an answer was
-        lost, `up` tries once more on a new emulator.
+        is interrupted, the emulator is stopped. When it makes no progress for 50 seconds, because an answer
+        was lost, `up` tries once more on a new emulator.
         """
         with self._locked():
             before = self.status()
