@@ -9,7 +9,7 @@ STATE := $(or $(MUSTER_STATE_DIR),.muster)
 SCANNER := $(VENV)/scanner
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test quick coverage check scan bench build fmt docs clean
+.PHONY: help demo up down test quick check scan bench build fmt docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,19 +24,14 @@ up: $(READY) ## Start the local stack and leave it running
 down: $(if $(wildcard $(STATE)),$(READY)) ## Destroy and stop the local stack
 	@if [ -d "$(STATE)" ]; then set -x; $(MUSTER) down; else echo "The local stack was not up."; fi
 
-# Two processes, each with its own stack: half of the time is spent waiting for Terraform.
-ALL_TESTS := $(BIN)/pytest --numprocesses 2 --dist loadfile
-
-test: $(READY) ## Run all tests; the local stacks they need start and end with them
-	$(ALL_TESTS)
+# Two processes, each with its own stack: half of the time is spent waiting for Terraform. Coverage is not measured
+# against another endpoint, which may serve only some of the tests.
+test: $(READY) ## Run all tests, with the local stacks that they need; require 90% branch coverage
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(if $(AWS_ENDPOINT_URL)$(LOCALSTACK_HOST),,--cov)
 
 # Three processes on two cores: a third of the time is spent waiting.
 quick: $(READY) ## Run the tests that need neither a stack nor Terraform (under a minute)
 	$(BIN)/pytest --numprocesses 3 --dist worksteal -m "not slow and not stack" tests/unit tests/contract
-
-# Not part of `test`, which may run against an endpoint that serves only some tests.
-coverage: $(READY) ## Run all tests, and require 90% branch coverage of functions/ and muster/
-	$(ALL_TESTS) --cov
 
 check: export TF_DATA_DIR := $(CURDIR)/build/cache/terraform-check
 check: $(READY) ## Lint, types, Terraform and contracts, without a stack
