@@ -19,7 +19,7 @@ locals {
         threshold  = 1
       }
       offline-failed = {
-        summary    = "Users whom no connection reached could not be handed to SNS either."
+        summary    = "SNS rejected notifications of users who were not reached."
         namespace  = local.metrics_namespace
         metric     = "OfflineFailed"
         dimensions = local.metric_dimensions.muster
@@ -68,7 +68,7 @@ locals {
         minutes    = 5
       }
       broadcasts-slow = {
-        summary    = "A broadcast took long: its last recipients were told late."
+        summary    = "A broadcast took long: its last recipients got it late."
         namespace  = "AWS/States"
         metric     = "ExecutionTime" # ms
         dimensions = local.metric_dimensions.machines.broadcast

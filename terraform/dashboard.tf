@@ -80,7 +80,7 @@ locals {
       ]
     },
     {
-      title = "Users handed to SNS, and who was not reached"
+      title = "Users notified by SNS, and partitions not reached"
       stat  = "Sum"
       metrics = [
         for name in ["Offline", "OfflineFailed", "PartitionsUnreached"] :

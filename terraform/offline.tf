@@ -22,7 +22,7 @@ locals {
   }
 }
 
-# The floor under every broadcast: whoever could not be reached is published here, for SMS, push or mail subscribers.
+# The fallback of every broadcast: users who were not reached are published here, for SMS, push or mail subscribers.
 # Without a key of yours the AWS managed one: every role of the account that may publish may use it, and SNS decrypts
 # before it delivers, so that queues of any encryption can subscribe.
 resource "aws_sns_topic" "offline" {

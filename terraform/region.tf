@@ -6,7 +6,7 @@ data "aws_partition" "current" {}
 
 data "aws_region" "current" {}
 
-# Known to the provider, so that it is told before anything is made.
+# Whether the region has every service, checked before anything is created.
 data "aws_service" "used" {
   for_each = toset(["apigateway", "dynamodb", "lambda", "logs", "secretsmanager", "sns", "sqs", "states"])
 

@@ -31,7 +31,7 @@ locals {
   # Those that exist already, which this module neither makes nor changes.
   existing_tables = { for name, table in var.existing_tables : name => table if table != null }
 
-  # Every table's, whoever made it.
+  # Of every table, created by this module or not.
   table_names = merge(
     { for name, table in aws_dynamodb_table.this : name => table.name },
     { for name, table in data.aws_dynamodb_table.existing : name => table.name },

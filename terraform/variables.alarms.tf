@@ -1,5 +1,5 @@
 variable "alarm_actions" {
-  description = "ARNs of the SNS topics that are told when an alarm goes off, and when it is over; without any, alarms only show on the dashboard."
+  description = "ARNs of the SNS topics that get a message when an alarm starts and when it ends. Without any, alarms only show on the dashboard."
   type        = list(string)
   default     = []
   nullable    = false

@@ -39,7 +39,7 @@ variable "audience_shards" {
     error_message = "audience_shards must be a whole number from 1 to 64."
   }
 
-  # A target may name every role, and 100 users and shelters besides. When all of their partitions stay unreached, the state
+  # A target may name every role, and also 100 users and shelters. When all of their partitions stay unreached, the state
   # machine carries some 170 bytes for each, and a state takes 256 KiB; its 25,000 events would hold some 2,000 partitions.
   validation {
     condition     = var.audience_shards * length(var.roles) <= 1200

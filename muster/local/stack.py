@@ -54,10 +54,9 @@ _CONTENTS = (
     ".terraform.tfstate.lock.info",
     _TERRAFORM_DATA,
 )
-# How long Terraform may make no progress. With both limits, a start that stalls twice ends within three
-# minutes.
-_STALL_SECONDS = 50.0
-_SECOND_STALL_SECONDS = 25.0
+# How long Terraform may make no progress. The slowest resource, an SQS queue, takes up to 30 s. A start that
+# stalls twice ends within three minutes.
+_STALL_SECONDS = 40.0
 # Smaller than on AWS: here all Lambdas share the cores of one machine.
 _SMALL_SCALE: Mapping[str, Any] = {"audience_shards": 2, "partition_concurrency": 2, "batch_concurrency": 2}
 # The module and the folder that it reads, without the files that the user keeps there for AWS.
@@ -141,7 +140,7 @@ class Stack:
         """Start the stack, or update the running one, and return its outputs.
 
         A running stack gets the current code and Terraform, and keeps its data. When the first apply fails or
-        is interrupted, the emulator is stopped. When it makes no progress for 50 seconds, because an answer
+        is interrupted, the emulator is stopped. When it makes no progress for 40 seconds, because an answer
         was lost, `up` tries once more on a new emulator.
         """
         with self._locked():
@@ -153,13 +152,13 @@ class Stack:
                 return self._deploy(before)
             self._stop_and_clean(before)
             try:
-                return self._begin(_STALL_SECONDS)
+                return self._begin()
             except TerraformStalled as stalled:
                 if self._endpoint:
                     raise
                 self._progress.step(f"Starting again on a new emulator: {stalled}")
             try:
-                return self._begin(_SECOND_STALL_SECONDS)
+                return self._begin()
             except TerraformStalled as stalled:
                 raise TerraformStalled(
                     f"{stalled} This was the second attempt.",
@@ -235,10 +234,10 @@ class Stack:
             raise StackError("The local stack is not ready.", fix="Run `muster up`.")
         return status.outputs
 
-    def _begin(self, stall_seconds: float) -> Outputs:
+    def _begin(self) -> Outputs:
         """Start an emulator and deploy to it. When that fails, keep only its logs."""
         try:
-            return self._deploy(self._start(), stall_seconds)
+            return self._deploy(self._start())
         except BaseException:
             failed = self._parse(record.read(self.state_dir))
             if failed.process:
@@ -267,14 +266,14 @@ class Stack:
         )
         return replace(starting, process=process)
 
-    def _deploy(self, status: Status, stall_seconds: float = _STALL_SECONDS) -> Outputs:
+    def _deploy(self, status: Status) -> Outputs:
         """Build, apply and seed. The emulator starts meanwhile, so this waits for it as late as possible."""
         endpoint_url = status.require_endpoint()
         self._progress.step("Building the Lambda bundle")
         bundle.build_local(self.state_dir / "bundle")
         self._progress.step("Preparing Terraform")
         self._write_source(endpoint_url)
-        terraform = self._terraform(endpoint_url, stall_seconds)
+        terraform = self._terraform(endpoint_url)
         terraform.find_provider(repository.cache_dir())
         terraform.init()
         if status.process:
@@ -297,7 +296,7 @@ class Stack:
                 raise
             self._progress.step(f"Stopping the emulator without a complete destroy: {error.message}")
 
-    def _terraform(self, endpoint_url: str, stall_seconds: float = _STALL_SECONDS) -> Terraform:
+    def _terraform(self, endpoint_url: str) -> Terraform:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
         environment = {
             **inherited,
@@ -306,7 +305,7 @@ class Stack:
         }
         module = self.state_dir / "source" / "terraform"
         return Terraform(
-            module, environment=environment, progress=self._progress, stall_seconds=stall_seconds
+            module, environment=environment, progress=self._progress, stall_seconds=_STALL_SECONDS
         )
 
     @property

@@ -1,4 +1,4 @@
-# Functions: what each is told by its environment, and what modules/function makes of one.
+# Functions: the environment of each, and what modules/function creates for one.
 
 # Not mock_provider: Terraform cannot mock an ephemeral resource. The real one plans offline once it need not ask who
 # calls, nor for a password (hence a secret below).
@@ -34,7 +34,7 @@ run "environment" {
       disconnect = "CONNECTIONS_TABLE"
       offline    = "CONNECTIONS_TABLE MESSAGES_TABLE MESSAGE_RETENTION_SECONDS OFFLINE_TOPIC_ARN USERS_TABLE"
     }
-    error_message = "Each function is told what it needs, and no more."
+    error_message = "The environment of each function contains what it needs, and no more."
   }
 
   assert {

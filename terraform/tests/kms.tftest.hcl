@@ -109,7 +109,7 @@ run "each_use_is_bound_to_its_thing" {
   }
 }
 
-# By what each role does: whoever may use a thing may use its key, and nobody else may.
+# A role that may use a resource may use its key, and no other role may.
 run "who_may_use_the_key" {
   command = plan
 
@@ -229,6 +229,6 @@ run "without_a_key" {
     condition = alltrue([
       for table in aws_dynamodb_table.this : length(table.server_side_encryption) == 1 && !table.server_side_encryption[0].enabled
     ])
-    error_message = "Tables are told to use the key that DynamoDB owns, which is free: left out, a table would keep the key it has."
+    error_message = "Tables use the key that DynamoDB owns, which is free. Without the block, a table would keep its key."
   }
 }

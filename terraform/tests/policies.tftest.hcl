@@ -183,7 +183,7 @@ run "functions" {
       { Effect = "Allow", Action = ["logs:CreateLogStream", "logs:PutLogEvents"], Resource = ["arn:aws:logs:eu-west-1:123456789012:log-group:/aws/lambda/muster-offline:*"] },
       { Effect = "Allow", Action = ["xray:PutTelemetryRecords", "xray:PutTraceSegments"], Resource = ["*"] },
     ]
-    error_message = "offline looks users and their connections up, claims the hand-over, publishes it and deletes the rows of those that are gone."
+    error_message = "offline looks up users and their connections, claims and publishes notifications, and deletes the rows of gone connections."
   }
 }
 

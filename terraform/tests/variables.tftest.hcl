@@ -526,7 +526,7 @@ run "snap_start_of_an_old_runtime" {
     lambda_runtime = "python3.11"
   }
 
-  # The bundle of these tests is for another runtime, which is told at the same time.
+  # The bundle of these tests is for another runtime, which is reported at the same time.
   expect_failures = [var.snap_start, aws_lambda_layer_version.dependencies]
 }
 

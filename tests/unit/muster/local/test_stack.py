@@ -174,7 +174,6 @@ class TestUp:
         self, fake: FakeTerraform, emulators: Emulators, state_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(stack, "_STALL_SECONDS", 0.5)
-        monkeypatch.setattr(stack, "_SECOND_STALL_SECONDS", 0.5)
         fake.says("apply", lines=[planned(add=1)], seconds=60)
         with pytest.raises(TerraformStalled, match="second attempt") as caught:
             Stack(state_dir).up()
