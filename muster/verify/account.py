@@ -15,7 +15,7 @@ from muster.errors import MusterError
 from muster.outputs import Outputs
 from muster.verify.aws import finished
 from muster.verify.check import DENIED, Check
-from muster.verify.probe import Probe
+from muster.verify.probe import Probe, roles_of
 from muster.verify.rows import Broken, CannotTell
 from muster.verify.sources import OPERATIONS
 
@@ -47,7 +47,7 @@ def role_to_test(outputs: Outputs) -> str:
     if deployed is None:
         raise MusterError("The outputs do not name the functions.", fix="Export the outputs of this version.")
     configuration = outputs.client("lambda").get_function_configuration(FunctionName=deployed)
-    return str(min(json.loads(configuration["Environment"]["Variables"]["ROLES"])))
+    return min(roles_of(configuration))
 
 
 async def definition(probe: Probe, arn: str) -> dict[str, Any]:
@@ -131,6 +131,8 @@ async def granted_quotas(probe: Probe) -> str:
             f"{listed}; but {shards} audience shards take only {1000 * shards} connects a second.",
             f"Set audience_shards to {-(-int(max(connects)) // 1000)}.",
         )
+    if not connects:
+        raise CannotTell(f"Service Quotas lists no connects per second, only {listed}.")
     return f"{listed}."
 
 

@@ -102,9 +102,6 @@ async def broadcast(
     execution = await probe.start(target, {"text": TEXT})
     receipt = await probe.receipt(execution)
     probe.listeners.expect(receipt.id, what, listeners)
-    audiences = ["all"] if "all" in target else [f"role#{role}" for role in target.get("roles", ())]
-    for audience in audiences:
-        await probe.note(f"message:{audience}:{receipt.id}")
     await probe.listeners.arrivals(receipt.id, listeners)
     missing = [listener for listener in listeners if receipt.id not in listener.received]
     if missing:
@@ -244,7 +241,7 @@ CHECKS = (
         "A connection is in the indexes a few seconds after it opened.",
         DELIVERY,
         index,
-        needs=("header",),
+        needs=("header", "clients"),
     ),
     Check("users", "A broadcast to users reaches each of them.", DELIVERY, to_users, needs=("clients",)),
     Check(

@@ -25,6 +25,18 @@ DENIED = frozenset(
 )
 """Error codes of AWS for a missing permission."""
 
+MISSING = frozenset(
+    {
+        "NonExistentQueue",
+        "NotFound",
+        "NotFoundException",
+        "ResourceNotFoundException",
+        "AWS.SimpleQueueService.NonExistentQueue",
+        "StateMachineDoesNotExist",
+    }
+)
+"""Codes with which AWS services answer for a resource that does not exist."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -60,14 +72,12 @@ async def _outcome(check: Check, probe: Probe, rows: list[Row]) -> tuple[Result,
     except CannotTell as error:
         return "unknown", str(error), error.fix
     except ClientError as error:
-        code = error_code(error)
-        if code in DENIED:
-            why = f"These credentials may not call {error.operation_name}."
-            return "unknown", why, "Allow what `muster verify --dry-run` lists."
-        return "unknown", f"AWS answered {error.operation_name} with {code}.", None
+        return _refused(error)
     except BotoCoreError as error:
         return "unknown", f"AWS did not answer: {type(error).__name__}.", None
     except MusterError as error:
+        if isinstance(error.__cause__, ClientError):  # the library translates errors of AWS
+            return _refused(error.__cause__)
         return "failed", str(error.args[0]), error.fix
     except InvalidStatus as error:
         status = error.response.status_code
@@ -80,3 +90,16 @@ async def _outcome(check: Check, probe: Probe, rows: list[Row]) -> tuple[Result,
     except Exception as error:  # an answer of an unknown form fails its own row only
         detail = f"The answer has a form that this version does not know ({type(error).__name__})."
         return "failed", detail, "Use the version of Muster that is deployed."
+
+
+def _refused(error: ClientError) -> tuple[Result, str, str | None]:
+    """Judge an error of AWS: a missing permission says nothing of the deployment, a missing resource does."""
+    code = error_code(error)
+    answered = f"AWS answered {error.operation_name} with {code}"
+    if code in DENIED:
+        why = f"These credentials may not call {error.operation_name}."
+        return "unknown", why, "Allow what `muster verify --dry-run` lists."
+    if code in MISSING:
+        why = f"{answered}: the outputs name something that does not exist."
+        return "failed", why, "Apply terraform/ again, and export its outputs."
+    return "unknown", f"{answered}.", None

@@ -29,7 +29,8 @@ def steps(outputs: Outputs, clients: int, consent: Consent, checks: Iterable[Che
         f"Write a row ({LEDGER}, the run's id) with the names of everything that is made to "
         f"{outputs.messages_table}.",
         f"Make {clients + 6} users called {PREFIX}-... in {outputs.users_table}. "
-        "Their role is the one with the fewest permissions.",
+        "Their role is the one with the fewest permissions. "
+        "A system that reads the stream of this table sees them.",
         f"Open {clients} clients and up to {LONG_CONNECTIONS} more connections at a time.",
         f"Broadcast a test to {reach}. All broadcasts except one have offline: never.",
         f"Notify {subscribers}.",

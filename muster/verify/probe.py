@@ -56,7 +56,7 @@ class Probe(Aws):
         self.role = PREFIX
         """The role of the run's users: `$connect` refuses a role that the deployment does not have."""
         self._ledger = Ledger(self, self.run)
-        self._executions: list[Execution] = []
+        self._executions: dict[Execution, list[str]] = {}
 
     @property
     def local(self) -> bool:
@@ -94,11 +94,12 @@ class Probe(Aws):
         with contextlib.suppress(Exception):  # a client that ended with an error is closed anyway
             await self.open.aclose()
         deadline = time.monotonic() + ENDING_SECONDS
-        for execution in self._executions:
+        for execution, audiences in self._executions.items():
             with contextlib.suppress(MusterError):
-                await asyncio.to_thread(
+                receipt = await asyncio.to_thread(
                     self.broadcaster.wait, execution, timeout=max(0.1, deadline - time.monotonic())
                 )
+                await self._note_messages(receipt, audiences)
         self._executions.clear()
         if self._ledger.used:
             self.left += await self._ledger.remove()
@@ -133,7 +134,7 @@ class Probe(Aws):
                 "The outputs do not name the functions.", fix="Export the outputs of this version."
             )
         configuration = await self.call("lambda", "get_function_configuration", FunctionName=deployed)
-        self.permissions = json.loads(configuration["Environment"]["Variables"]["ROLES"])
+        self.permissions = roles_of(configuration)
         self.role = min(self.permissions, key=lambda role: (len(self.permissions[role]["actions"]), role))
 
     async def _store(self, user: User) -> None:
@@ -261,18 +262,25 @@ class Probe(Aws):
                 self.broadcaster.start, type, target, payload, offline=offline, sender=SENDER, name=name
             )
         )
-        self.follow(execution)
+        audiences = ["all"] if "all" in target else [f"role#{role}" for role in target.get("roles", ())]
+        self._executions[execution] = audiences
         return execution
 
     def follow(self, execution: Execution) -> None:
         """Let cleaning up wait for an execution that records messages."""
-        self._executions.append(execution)
+        self._executions[execution] = []
 
     async def receipt(self, execution: Execution) -> Receipt:
         """Wait for a broadcast that was started or followed, and return its receipt."""
         receipt = await wait_for_receipt(self.broadcaster, execution)
-        self._executions.remove(execution)
+        await self._note_messages(receipt, self._executions[execution])
+        del self._executions[execution]
         return receipt
+
+    async def _note_messages(self, receipt: Receipt, audiences: Sequence[str]) -> None:
+        """Have cleaning up delete a message from the queue of audiences that contain real people."""
+        if audiences:
+            await self.note(*(f"message:{audience}:{receipt.id}" for audience in audiences))
 
     async def run_nested(self, fanout_input: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
         """Run fanout from a STANDARD machine; return the seconds it took, and its output."""
@@ -287,6 +295,21 @@ class Probe(Aws):
     def subscribed_queue(self, users: Sequence[User]) -> contextlib.AbstractAsyncContextManager[ReadReasons]:
         """Subscribe a new SQS queue to notifications about these users; yield the function that reads it."""
         return subscribed_queue(self, self._ledger, self.run, users)
+
+
+def roles_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the deployment's roles from the default function's configuration.
+
+    Lambda omits the variables for a caller who may not use the key that encrypts them.
+    """
+    text = configuration.get("Environment", {}).get("Variables", {}).get("ROLES")
+    if text is None:
+        raise MusterError(
+            "The roles cannot be read from the default function's environment.",
+            fix="Allow kms:Decrypt on the key of the functions, or use the version that is deployed.",
+        )
+    roles: dict[str, Any] = json.loads(text)
+    return roles
 
 
 def _attribute(value: str | bool) -> dict[str, Any]:

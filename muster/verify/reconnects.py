@@ -12,7 +12,7 @@ from muster.verify.broadcasts import TEXT, wait_until_indexed
 from muster.verify.check import Check
 from muster.verify.probe import Probe
 from muster.verify.rows import Broken, CannotTell
-from muster.verify.sources import DEFAULT_LOG, DELIVERY, OFFLINE_LOG
+from muster.verify.sources import DEFAULT_LOG, DELIVER_LOG, DELIVERY, OFFLINE_LOG
 
 
 async def resume(probe: Probe) -> str:
@@ -52,9 +52,11 @@ async def hard_close(probe: Probe) -> str:
     while True:
         receipt = await probe.receipt(await probe.start({"users": [user.user_id]}, {"text": TEXT}))
         seconds = time.monotonic() - began
-        if not receipt.delivered:
+        if not receipt.delivered and not receipt.failed:
             how = "posts to it answer 410" if receipt.audience else "its row was deleted"
             return f"Noticed after {seconds:.1f} s: {how}."
+        if seconds > limits.CLOSE_SECONDS and receipt.failed:
+            raise Broken(f"Posts to a connection that was cut {seconds:.0f} s ago fail.", DELIVER_LOG)
         if seconds > limits.CLOSE_SECONDS:
             raise Broken(
                 f"A connection that was cut {seconds:.0f} s ago still counts as delivered.",
@@ -89,6 +91,12 @@ async def fallback(probe: Probe) -> str:
     if counts != (1, 1, 2, 0):
         raise Broken(f"The receipt counts {receipt.to_dict()}.", OFFLINE_LOG)
     expected = {hard.user_id: "gone", absent.user_id: "absent"}
+    if not probe.local and found.items() < expected.items():
+        # SNS may take up to 15 minutes to apply a filter policy [SNS, Message filtering].
+        raise CannotTell(
+            f"SNS accepted two notifications; {len(found)} reached the run's new SQS queue in time.",
+            f"{OFFLINE_LOG} Then run `muster verify --only fallback` again.",
+        )
     if found != expected:
         raise Broken(
             f"{len(found)} of two notifications reached the run's SQS queue, with the reasons "

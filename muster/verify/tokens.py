@@ -72,7 +72,13 @@ class CommandTokens:
     """
 
     def __init__(self, command: str) -> None:
-        self._command = shlex.split(command)
+        try:
+            self._command = shlex.split(command)
+        except ValueError:
+            raise MusterError(
+                "The token command has an unclosed quotation mark.",
+                fix="Quote the command as for a shell.",
+            ) from None
         self._tokens: dict[str, str] = {}
 
     def user(self, suggested: str) -> str:

@@ -215,13 +215,14 @@ class World(Probe):
         )
         published = gone + absent if offline == "fallback" else 0
         count = len(sockets) + len(listeners) + gone
+        failed = count - gone if self.broken("posts fail") else 0
         self.receipts[arn] = Receipt(
             id=identifier,
             type="broadcast",
             audience=count,
-            delivered=count - gone - (1 if self.broken("receipts are short") else 0),
+            delivered=count - gone - failed - (1 if self.broken("receipts are short") else 0),
             gone=gone,
-            failed=0,
+            failed=failed,
             offline=published,
             offline_failed=0,
             pages=1,

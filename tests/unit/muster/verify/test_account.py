@@ -120,6 +120,7 @@ UNKNOWN: list[tuple[str, str, Any]] = [
     ("post-rate", "stepfunctions.describe_state_machine", denied("DescribeStateMachine")),
     ("quotas", "service-quotas.list_service_quotas", denied("ListServiceQuotas")),
     ("quotas", "service-quotas.list_service_quotas", {"Quotas": []}),
+    ("quotas", "service-quotas.list_service_quotas", {"Quotas": [quota("Throttle rate", 10000)]}),
     ("lambda-concurrency", "lambda.get_account_settings", denied("GetAccountSettings")),
     ("traces", "stepfunctions.describe_execution", {}),
 ]

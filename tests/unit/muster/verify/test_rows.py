@@ -15,6 +15,7 @@ from muster.verify import CHECKS, Broken, CannotTell, Check, Consent, Probe, Rep
 from muster.verify.check import carry_out
 from muster.verify.filters import may_match
 from muster.verify.offline_topic import notifications
+from muster.verify.probe import roles_of
 from muster.verify.tokens import CommandTokens, SecretTokens
 from tests.support.fake_world import ISSUER, SECRET, World
 
@@ -57,6 +58,26 @@ def test_every_error_of_a_check_becomes_a_row(error: Exception | None, result: s
     assert "secret" not in row.detail
 
 
+def test_a_call_of_the_library_without_permission_is_unknown() -> None:
+    error = MusterError("The broadcast cannot be started: AccessDeniedException.", fix="Check them.")
+    error.__cause__ = aws("AccessDeniedException")
+    row = outcome(error)
+    assert (row.result, row.detail) == ("unknown", "These credentials may not call ListThings.")
+
+
+@pytest.mark.parametrize("code", ["ResourceNotFoundException", "StateMachineDoesNotExist", "NotFound"])
+def test_a_missing_resource_fails_the_row(code: str) -> None:
+    row = outcome(aws(code))
+    assert row.result == "failed"
+    assert "does not exist" in row.detail
+
+
+def test_roles_that_may_not_be_decrypted_are_an_error_with_a_fix() -> None:
+    with pytest.raises(MusterError, match="roles cannot be read") as error:
+        roles_of({"Environment": {"Error": {"ErrorCode": "AccessDeniedException"}}})
+    assert "kms:Decrypt" in (error.value.fix or "")
+
+
 def test_a_cancellation_is_not_a_row() -> None:
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(carry_out(Check("one", "", "", ending_cancelled), World(), []))
@@ -88,6 +109,7 @@ def test_checks_that_need_a_consent_are_left_out_without_it() -> None:
 
 def test_a_named_check_includes_those_it_needs_and_an_unknown_one_is_refused() -> None:
     assert [check.name for check in chosen(["users"], Consent())] == ["clients", "users"]
+    assert [check.name for check in chosen(["index"], Consent())] == ["header", "clients", "index"]
     with pytest.raises(MusterError) as refusal:
         chosen(["nothing"], Consent())
     assert "users" in (refusal.value.fix or "")
@@ -243,6 +265,11 @@ def test_a_command_that_prints_one_token_for_everybody_is_refused(tmp_path: Path
     tokens.user("ann")
     with pytest.raises(MusterError, match="second token"):
         tokens.user("bob")
+
+
+def test_a_command_with_an_unclosed_quotation_mark_is_an_error() -> None:
+    with pytest.raises(MusterError, match="quotation mark"):
+        CommandTokens("print 'token")
 
 
 def test_a_command_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
