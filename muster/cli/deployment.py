@@ -11,6 +11,7 @@ from rich.table import Table
 
 from muster.cli.console import echo_json, stderr, stdout
 from muster.cli.options import Command, JsonOption, OutputsOption, StateDirOption, resolve_outputs
+from muster.local import repository
 from muster.people import people
 
 app = typer.Typer()
@@ -38,10 +39,13 @@ def outputs(
 def env(outputs: OutputsOption = None, state_dir: StateDirOption = None, as_json: JsonOption = False) -> None:
     """Print shell commands that point any AWS SDK to a deployment: eval "$(muster env)".
 
-    Each output becomes a variable, such as MUSTER_WEBSOCKET_URL. The local stack adds its endpoint and test
-    keys. A deployment on AWS adds its region, and your own credentials apply. In --json, null means unset.
+    Each output becomes a variable, such as MUSTER_WEBSOCKET_URL. The local stack adds its endpoint, test
+    keys, and MUSTER_STATE_DIR, with which `muster` and `Broadcaster.from_outputs()` find it from any folder. A deployment on AWS adds its region, and your own credentials apply. In --json, null means unset.
     """
-    variables = resolve_outputs(outputs, state_dir).environment()
+    found = resolve_outputs(outputs, state_dir)
+    variables = found.environment()
+    if outputs is None:  # so that `muster` and `Broadcaster.from_outputs()` find the stack from any folder
+        variables["MUSTER_STATE_DIR"] = str((state_dir or repository.default_state_dir()).absolute())
     if as_json:
         echo_json(variables, indent=2)
         return

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated, Any
@@ -31,6 +32,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _STYLES = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 # What Lambda writes about each call. A REPORT with a status is about a timeout or a crash, and is shown.
 _ROUTINE = ("START RequestId:", "END RequestId:", "INIT_START ", "XRAY TraceId:")
+_DISCARDED = re.compile(r"Subsegment .* discarded due to Lambda worker still initializing")
 # Fields whose value is the same in every line of one function.
 _CONSTANT = {
     "cold_start",
@@ -69,6 +71,9 @@ def logs(
     since: Annotated[
         timedelta, typer.Option(parser=age, metavar="AGE", help="How far to look back: 90s, 10m, 2h, 1d.")
     ] = "10m",  # type: ignore[assignment]  # typer parses the default
+    all_lines: Annotated[
+        bool, typer.Option("--all", help="Also print metrics and notes of the X-Ray SDK.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each event as one line of JSON, unchanged.")
     ] = False,
@@ -85,7 +90,7 @@ def logs(
     for event in read(target, groups, began, follow=follow):
         if as_json:
             echo_json(event)
-        elif line := describe(event):
+        elif (all_lines or not is_noise(event)) and (line := describe(event)):
             stdout.print(line)
 
 
@@ -125,6 +130,17 @@ def read(outputs: Outputs, groups: Mapping[str, str], began: int, *, follow: boo
         began = max(began, asked - _LATE_MS)
         seen = {key: timestamp for key, timestamp in seen.items() if timestamp >= began}
         time.sleep(POLL_SECONDS)
+
+
+def is_noise(event: Event) -> bool:
+    """Return whether an event is a metric in the embedded metric format, or says that X-Ray traces nothing."""
+    text = event["message"].strip()
+    if _DISCARDED.search(text) and "\n" not in text:
+        return True
+    with suppress(ValueError):
+        entry = json.loads(text)
+        return isinstance(entry, dict) and "_aws" in entry
+    return False
 
 
 def describe(event: Event) -> Text | None:

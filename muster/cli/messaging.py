@@ -30,6 +30,7 @@ from muster.cli.options import (
 from muster.client import Client, Refused
 from muster.errors import MusterError
 from muster.faults import unserialisable
+from muster.local.seed import SHELTERS, USERS
 from muster.outputs import Outputs
 from muster.people import unknown_in
 from muster.tokens import DEFAULT_LIFETIME, TokenIssuer, issue_token
@@ -81,10 +82,24 @@ def parse_target(values: Sequence[str]) -> dict[str, Any]:
             if name not in names:
                 names.append(name)
         else:
-            raise typer.BadParameter(f"{value!r} is not one of all, role:R, user:U and shelter:S.")
+            hint = "" if scope != value else _did_you_mean(value)
+            raise typer.BadParameter(f"{value!r} is not one of all, role:R, user:U and shelter:S.{hint}")
     if "all" in target and len(target) > 1:
         raise typer.BadParameter("all includes everybody: name it alone.")
     return target
+
+
+def _did_you_mean(name: str) -> str:
+    """Return a question for a name without its kind, if the local stack's names resemble one."""
+    kinds = {
+        "role": {user.role for user in USERS},
+        "user": {user.user_id for user in USERS},
+        "shelter": {shelter.shelter_id for shelter in SHELTERS},
+    }
+    kind = next((kind for kind, names in kinds.items() if name in names), None)
+    if kind is None and name.startswith("shelter"):
+        kind = "shelter"
+    return f" Did you mean {kind}:{name}?" if kind else ""
 
 
 UserOption = Annotated[
@@ -116,7 +131,9 @@ UrlOption = Annotated[
 TargetOption = Annotated[
     list[str],
     typer.Option(
-        "--to", metavar="TARGET", help="all, role:R, user:U or shelter:S. Repeat it to reach several."
+        "--to",
+        metavar="TARGET",
+        help="all, role:R, user:U or shelter:S. Repeat it to reach everyone who matches any of them.",
     ),
 ]
 PayloadOption = Annotated[

@@ -365,6 +365,13 @@ class Stack:
                 else:
                     path.unlink(missing_ok=True)
 
+    def _remove_if_unused(self) -> None:
+        """Remove the state directory when it contains only the lock, because nothing has started in it."""
+        if [path.name for path in self.state_dir.iterdir()] == [_LOCK]:
+            (self.state_dir / _LOCK).unlink()
+            with suppress(OSError):
+                self.state_dir.rmdir()
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the state directory's lock. The system releases it however this process ends."""
@@ -389,4 +396,8 @@ class Stack:
                 raise StackError(
                     "Another process is starting or stopping this stack.", fix="Wait until it has finished."
                 ) from None
-            yield
+            try:
+                yield
+            except BaseException:
+                self._remove_if_unused()
+                raise

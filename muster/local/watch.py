@@ -21,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from muster.errors import MusterError, StackError
 from muster.local import repository
+from muster.local.emulator import install_fix
 from muster.local.stack import Stack
 
 FOLDERS = ("functions", "schemas", "statemachines", "terraform")
@@ -122,7 +123,7 @@ def watch(stack: Stack, report: Callable[[str, str | None], None], stop: Event |
     try:
         from watchfiles import watch as changes_in  # noqa: PLC0415 - only with the `local` extra
     except ImportError:
-        raise StackError("--watch needs the package watchfiles.", fix="pip install 'muster[local]'") from None
+        raise StackError("--watch needs the package watchfiles.", fix=install_fix("watchfiles")) from None
     live = Live(stack)
     folders = [repository.root() / name for name in FOLDERS]
     report(
