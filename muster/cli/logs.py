@@ -7,16 +7,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 from rich.text import Text
 
 from muster.aws import error_code
-from muster.cli.console import echo_json, stdout
+from muster.cli.console import echo_json, stderr, stdout
 from muster.cli.options import Command, OutputsOption, StateDirOption, resolve_outputs
-from muster.errors import MusterError
+from muster.errors import MusterError, OutputsError
+from muster.local.stack import Stack
 from muster.outputs import Outputs
 
 app = typer.Typer()
@@ -24,6 +26,9 @@ command = partial(app.command, cls=Command, rich_help_panel="Deployment")
 
 POLL_SECONDS = 2.0
 """Eight groups make four requests a second. FilterLogEvents allows at least five [CloudWatch Logs quotas]."""
+
+FAILED_POLLS = 5
+"""How many polls in a row may fail with --follow, after a first one that succeeded."""
 
 _LATE_MS = 30_000
 """CloudWatch Logs may return an event some seconds later than events that are newer."""
@@ -84,7 +89,17 @@ def logs(
 
     Times are UTC. On AWS it needs logs:FilterLogEvents on the log groups.
     """
-    target = resolve_outputs(outputs, state_dir)
+    try:
+        target = resolve_outputs(outputs, state_dir)
+    except OutputsError:
+        stack = Stack(state_dir)
+        if outputs or as_json or stack.status().phase != "down" or not stack.function_logs():
+            raise
+        stderr.print(
+            f"The local stack is down. These lines are from the files in {stack.state_dir / 'logs'}."
+        )
+        print_files(stack.function_logs(), names or [], all_lines=all_lines)
+        return
     groups = choose(target.log_groups, names or [])
     began = int((datetime.now(UTC) - since).timestamp() * 1000)
     for event in read(target, groups, began, follow=follow):
@@ -92,6 +107,17 @@ def logs(
             echo_json(event)
         elif (all_lines or not is_noise(event)) and (line := describe(event)):
             stdout.print(line)
+
+
+def print_files(files: list[Path], names: list[str], *, all_lines: bool) -> None:
+    """Print the files in which the local stack keeps each function's output, of the named functions or all."""
+    for path in files:
+        if names and not any(path.stem == name or path.stem.endswith(f"-{name}") for name in names):
+            continue
+        stdout.print(f"{path.stem}:")
+        for line in path.read_text(errors="replace").splitlines():
+            if all_lines or not is_noise({"message": line}):
+                stdout.print(_printable(f"  {line}"))
 
 
 def choose(groups: Mapping[str, str], names: list[str]) -> dict[str, str]:
@@ -116,9 +142,19 @@ def read(outputs: Outputs, groups: Mapping[str, str], began: int, *, follow: boo
     """
     client = outputs.client("logs")
     seen: dict[tuple[str, str], int] = {}
+    first, failures = True, 0
     while True:
         asked = int(time.time() * 1000)
-        found = [event for name, group in groups.items() for event in _filter(client, name, group, began)]
+        try:
+            found = [event for name, group in groups.items() for event in _filter(client, name, group, began)]
+            failures = 0
+        except (MusterError, BotoCoreError, ClientError):
+            failures += 1
+            if not follow or first or failures > FAILED_POLLS:
+                raise
+            time.sleep(POLL_SECONDS)
+            continue
+        first = False
         for event in sorted(found, key=lambda event: event["timestamp"]):
             # The emulator gives no ids to lines that functions print.
             key = event["logStreamName"], event.get("eventId") or f"{event['timestamp']} {event['message']}"
@@ -133,7 +169,7 @@ def read(outputs: Outputs, groups: Mapping[str, str], began: int, *, follow: boo
 
 
 def is_noise(event: Event) -> bool:
-    """Return whether an event is a metric in the embedded metric format, or says that X-Ray traces nothing."""
+    """Return whether an event is a metric in the embedded metric format, or a note of the X-Ray SDK."""
     text = event["message"].strip()
     if _DISCARDED.search(text) and "\n" not in text:
         return True

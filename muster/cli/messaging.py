@@ -59,6 +59,9 @@ def json_object(text: str) -> JsonObject:
         value = json.loads(document)
     except OSError as error:
         raise typer.BadParameter(f"{text[1:]} cannot be read: {error.strerror}.") from error
+    except json.JSONDecodeError as error:
+        near = error.doc[max(0, error.pos - 15) : error.pos + 15]
+        raise typer.BadParameter(f"this is not JSON: {error}, near {near!r}.") from error
     except ValueError as error:
         raise typer.BadParameter(f"this is not JSON: {error}.") from error
     except RecursionError as error:
@@ -161,7 +164,11 @@ def token(
 
     Works for deployments that verify tokens with a secret, such as the local stack.
     """
-    typer.echo(issue_token(resolve_outputs(outputs, state_dir), user_id, timedelta(seconds=ttl)))
+    deployment = resolve_outputs(outputs, state_dir)
+    typer.echo(issue_token(deployment, user_id, timedelta(seconds=ttl)))
+    for warning in _warnings(deployment, {"users": [user_id]}, None) or ():
+        stderr.print("Warning:", style="yellow", end=" ")
+        stderr.print(warning)
 
 
 @command()

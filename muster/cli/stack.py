@@ -106,11 +106,14 @@ def status(state_dir: StateDirOption = None, as_json: JsonOption = False) -> Non
         outputs = now.outputs.to_dict() if now.outputs else None
         report = {"phase": now.phase, "endpoint_url": now.endpoint_url, "pid": pid, "outputs": outputs}
         echo_json(report, indent=2)
+    elif now.phase == "down" and (process := stack.gone()):
+        stdout.print(f"The local stack is down: the emulator, process {process.pid}, is gone.")
+        stdout.print(f"Its log is {stack.log_file}. `muster logs` prints what the functions logged.")
     elif now.phase == "down":
         stdout.print(f"The local stack is down (state directory: {stack.state_dir}). `muster up` starts it.")
     else:
-        process = f", process {now.process.pid}, log {stack.log_file}" if now.process else ""
-        stdout.print(f"The local stack is {now.phase} on {now.endpoint_url}{process}")
+        running = f", process {now.process.pid}, log {stack.log_file}" if now.process else ""
+        stdout.print(f"The local stack is {now.phase} on {now.endpoint_url}{running}")
         stdout.print(f"Its state is in {stack.state_dir}")
         if now.outputs:
             stdout.print(f"Clients connect to {now.outputs.websocket_url}")

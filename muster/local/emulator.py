@@ -120,7 +120,7 @@ def require_free(port: int) -> None:
                 )
                 raise StackError(
                     f"Port {port} of {HOST} is taken by an emulator that is already running.{state}",
-                    fix=f"To use its stack, {use}. For another stack choose --port, or --port 0 for a free port.",
+                    fix=f"To use its stack, {use}. For another stack choose --port 0, a free port.",
                 ) from error
             raise StackError(
                 f"Port {port} of {HOST} {'is taken by another program' if taken else 'cannot be used'}.",
@@ -229,7 +229,7 @@ def stop(process: Process) -> None:
 
 
 def _state_dir_of(port: int) -> Path | None:
-    """Return the state directory of the Muster emulator on a port. Linux shows the environment of processes."""
+    """Return the state directory of the Muster emulator on a port, if /proc shows it."""
     for path in _PROC.glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # another user's process, or an ended one
             entries = path.read_bytes().split(b"\0")

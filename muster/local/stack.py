@@ -39,6 +39,8 @@ _LOCK = "stack.lock"
 _VARIABLES = "variables.tfvars.json"
 _LOG = "emulator.log"
 _FUNCTION_LOGS = "logs"
+# Terraform does not see code that `update_functions` deployed: while this file exists, `up` deploys the code.
+_EDITED = "edited"
 _TERRAFORM_DATA = "terraform-data"
 _CONTENTS = (
     record.RECORD,
@@ -48,6 +50,7 @@ _CONTENTS = (
     "source",
     _LOG,
     _FUNCTION_LOGS,
+    _EDITED,
     "tmp",
     "terraform.tfstate",
     "terraform.tfstate.backup",
@@ -121,10 +124,19 @@ class Stack:
         """The emulator's output."""
         return self.state_dir / _LOG
 
+    def function_logs(self) -> list[Path]:
+        """Return the files with each function's output. They stay when the emulator ends by itself."""
+        return sorted((self.state_dir / _FUNCTION_LOGS).glob("*.log"))
+
     def status(self) -> Status:
         """Return the status, by the recorded process: another program may answer on the port."""
         recorded = record.read(self.state_dir)
         return self._parse(recorded) if recorded.running() else Status("down")
+
+    def gone(self) -> Process | None:
+        """Return the recorded emulator's process if it has ended without `down`."""
+        process = record.read(self.state_dir).process
+        return process if process and not process.alive() else None
 
     def ready(self) -> Outputs | None:
         """Return the outputs if the stack is up with these Terraform variables. Its code is not compared."""
@@ -155,8 +167,6 @@ class Stack:
             try:
                 return self._begin(_STALL_SECONDS)
             except TerraformStalled as stalled:
-                if self._endpoint:
-                    raise
                 self._progress.step(f"Starting again on a new emulator: {stalled}")
             try:
                 return self._begin(_SECOND_STALL_SECONDS)
@@ -192,7 +202,7 @@ class Stack:
 
     def plan(self) -> list[PlannedChange]:
         """Return the changes that Terraform would make now. Right after `up` there are none."""
-        return self._terraform(self.status().require_endpoint()).plan(self._var_file)
+        return self._terraform(self.status().require_endpoint(), _STALL_SECONDS).plan(self._var_file)
 
     def machines(self) -> dict[str, tuple[str, str]]:
         """Return the deployed template and definition of each state machine."""
@@ -210,10 +220,15 @@ class Stack:
         """Deploy the checkout's code to the running functions, without Terraform."""
         with self._locked():
             outputs = self._require_outputs()
-            archive = bundle.build_local(self.state_dir / "bundle").functions.read_bytes()
-            functions = outputs.client("lambda")
-            for name in outputs.function_names.values():
-                functions.update_function_code(FunctionName=name, ZipFile=archive)
+            bundle.build_local(self.state_dir / "bundle")
+            (self.state_dir / _EDITED).touch()
+            self._replace_code(outputs)
+
+    def _replace_code(self, outputs: Outputs) -> None:
+        archive = (self.state_dir / "bundle" / "functions.zip").read_bytes()
+        functions = outputs.client("lambda")
+        for name in outputs.function_names.values():
+            functions.update_function_code(FunctionName=name, ZipFile=archive)
 
     def update_machine(self, name: str, definition: str) -> None:
         """Deploy a definition to a running state machine ("broadcast" or "fanout"), without Terraform."""
@@ -274,7 +289,8 @@ class Stack:
         bundle.build_local(self.state_dir / "bundle")
         self._progress.step("Preparing Terraform")
         self._write_source(endpoint_url)
-        terraform = self._terraform(endpoint_url, stall_seconds)
+        # An external emulator may be slow, and has no second attempt.
+        terraform = self._terraform(endpoint_url, stall_seconds if status.process else None)
         terraform.find_provider(repository.cache_dir())
         terraform.init()
         if status.process:
@@ -282,6 +298,9 @@ class Stack:
         self._progress.step("Applying Terraform")
         terraform.apply(self._var_file)
         outputs = Outputs.parse(terraform.output(), source="The local state", endpoint_url=endpoint_url)
+        if (self.state_dir / _EDITED).exists():
+            self._replace_code(outputs)
+            (self.state_dir / _EDITED).unlink()
         self._progress.step("Seeding users and shelters")
         seed(outputs)
         self._write(Status("ready", endpoint_url, status.process, outputs))
@@ -291,13 +310,14 @@ class Stack:
         self._write(replace(status, phase="destroying"))
         self._progress.step("Destroying Terraform's resources")
         try:
-            self._terraform(status.require_endpoint()).destroy("-refresh=false", self._var_file)
+            limit = _STALL_SECONDS if status.process else None
+            self._terraform(status.require_endpoint(), limit).destroy("-refresh=false", self._var_file)
         except TerraformError as error:
             if status.process is None:
                 raise
             self._progress.step(f"Stopping the emulator without a complete destroy: {error.message}")
 
-    def _terraform(self, endpoint_url: str, stall_seconds: float = _STALL_SECONDS) -> Terraform:
+    def _terraform(self, endpoint_url: str, stall_seconds: float | None = None) -> Terraform:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
         environment = {
             **inherited,

@@ -241,6 +241,17 @@ class TestUp:
         with first._locked(), pytest.raises(StackError, match="Another process"):
             second.up()
 
+    def test_an_up_that_fails_before_anything_started_leaves_no_folder(
+        self, fake: FakeTerraform, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def taken(port: int) -> None:
+            raise StackError("Port taken")
+
+        monkeypatch.setattr(stack.emulator, "require_free", taken)
+        with pytest.raises(StackError, match="Port taken"):
+            Stack(state_dir, port=4599).up()
+        assert not state_dir.exists()
+
     def test_a_folder_with_other_files_is_left_unchanged(self, fake: FakeTerraform, state_dir: Path) -> None:
         (state_dir / "source").mkdir(parents=True)
         for call in (Stack(state_dir).up, Stack(state_dir).down):
