@@ -110,7 +110,7 @@ def logs(
 
 
 def print_files(files: list[Path], names: list[str], *, all_lines: bool) -> None:
-    """Print the files in which the local stack keeps each function's output, of the named functions or all."""
+    """Print the files with the output of the local stack's functions, of the named ones or of all."""
     for path in files:
         if names and not any(path.stem == name or path.stem.endswith(f"-{name}") for name in names):
             continue

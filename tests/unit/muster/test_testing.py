@@ -37,9 +37,10 @@ def test_a_missing_message_fails_the_test_and_counts_those_that_do_not_match() -
 class Deployment:
     """Outputs whose clients answer with one role, and with one line of the function connect."""
 
-    function_names = {"connect": "muster-connect"}
-    log_groups = {"connect": "/aws/lambda/muster-connect"}
-    users_table = "users"
+    def __init__(self) -> None:
+        self.function_names = {"connect": "muster-connect"}
+        self.log_groups = {"connect": "/aws/lambda/muster-connect"}
+        self.users_table = "users"
 
     def resource(self, service: str) -> Any:
         return SimpleNamespace(Table=lambda name: SimpleNamespace(put_item=lambda Item: None))

@@ -247,7 +247,7 @@ class TestUp:
         def taken(port: int) -> None:
             raise StackError("Port taken")
 
-        monkeypatch.setattr(stack.emulator, "require_free", taken)
+        monkeypatch.setattr("muster.local.emulator.require_free", taken)
         with pytest.raises(StackError, match="Port taken"):
             Stack(state_dir, port=4599).up()
         assert not state_dir.exists()
