@@ -145,7 +145,7 @@ class Stack:
             return None
         with suppress(OSError, ValueError):
             applied = json.loads((self.state_dir / _VARIABLES).read_text())
-            if applied == applied | self._variables:
+            if applied == self._values(status.require_endpoint()):
                 return status.outputs
         return None
 
@@ -342,7 +342,11 @@ class Stack:
         state = str(self.state_dir / "terraform.tfstate")
         override = {"terraform": {"backend": {"local": {"path": state}}}}
         (source / "terraform" / "backend_override.tf.json").write_text(json.dumps(override))
-        variables = {
+        (self.state_dir / _VARIABLES).write_text(json.dumps(self._values(endpoint_url), indent=2))
+
+    def _values(self, endpoint_url: str) -> dict[str, Any]:
+        """Return all Terraform variables of this stack."""
+        return {
             **_SMALL_SCALE,
             "bundle_dir": str(self.state_dir / "bundle"),
             "lambda_architecture": bundle.host_architecture(),
@@ -350,7 +354,6 @@ class Stack:
             "deletion_protection": False,
             **self._variables,
         }
-        (self.state_dir / _VARIABLES).write_text(json.dumps(variables, indent=2))
 
     def _require_same_place(self, status: Status) -> None:
         port = status.endpoint_url and status.endpoint_url.rpartition(":")[2]
