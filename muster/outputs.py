@@ -112,9 +112,9 @@ class Outputs:
                 fix="Run `muster up`, which updates it.",
             )
         raise OutputsError(
-            "There is no stack to talk to: the local stack is not up, and no outputs were given.",
-            fix="Run `muster up`, or name a file that `terraform output -json` wrote "
-            "(--outputs, MUSTER_OUTPUTS).",
+            f"There is no stack to talk to: no local stack is up in {folder}, and no outputs were given.",
+            fix="Run `muster up`. If a stack is up elsewhere, set MUSTER_STATE_DIR as `muster env` prints it "
+            "there. For AWS name a file that `terraform output -json` wrote (--outputs, MUSTER_OUTPUTS).",
         )
 
     @classmethod
@@ -144,8 +144,8 @@ class Outputs:
         """Return environment variables that point any AWS SDK to this deployment; None means unset.
 
         Each output that is text becomes a variable MUSTER_NAME. A local stack adds its endpoint and test
-        keys, and hides the user's own AWS settings. AWS adds its region only, and the user's credentials
-        apply.
+        keys, and hides the user's own AWS settings. AWS adds its region, unsets what the variables of a
+        local stack left in this process's environment, and the user's credentials apply.
         """
         values = {"AWS_REGION": self.region, "AWS_DEFAULT_REGION": self.region}
         own = {
@@ -154,7 +154,7 @@ class Outputs:
             if isinstance(value, str) and name not in ("region", "endpoint_url", "publisher_policy_json")
         }
         if self.endpoint_url is None:
-            return {**values, **own}
+            return {**_left_by_a_local_stack(), **values, **own}
         from muster.local.emulator import local_environment  # noqa: PLC0415 - only this form needs it
 
         local = {**local_environment(self.endpoint_url), **values}
@@ -215,6 +215,20 @@ class Outputs:
         """Return a boto3 resource for `service` that talks to this deployment."""
         make: Any = self.session().resource  # as above
         return make(service, endpoint_url=self.endpoint_url)
+
+
+def _left_by_a_local_stack() -> dict[str, None]:
+    """Return what an earlier `eval "$(muster env)"` of a local stack set. The user's own settings stay."""
+    from muster.local.emulator import local_environment  # noqa: PLC0415 - only this form needs it
+
+    fixed = {
+        name: value
+        for name, value in local_environment("").items()
+        if name not in ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
+    }
+    if any(os.environ.get(name) != value for name, value in fixed.items()):
+        return {}
+    return dict.fromkeys((*fixed, "AWS_ENDPOINT_URL", "MUSTER_STATE_DIR"))
 
 
 def _json(text: str | bytes, source: str) -> object:

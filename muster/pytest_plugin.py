@@ -18,6 +18,7 @@ message to a role or to all reaches the users of other tests too.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -147,13 +148,23 @@ def muster_client(
     muster_user: object,  # so that clients are closed before their users are deleted
 ) -> Iterator[Callable[[User | str], UserClient]]:
     """Connect clients: `muster_client(user)`, or a seeded user with `muster_client("responder-finn")`."""
-    from muster.testing import UserClient  # noqa: PLC0415
+    from muster.client import HandshakeRefused  # noqa: PLC0415
+    from muster.testing import UserClient, refusal_reason  # noqa: PLC0415
 
     with ExitStack() as clients:
 
         def connect(user: User | str) -> UserClient:
-            client = UserClient(muster_outputs.websocket_url, _muster_issuer, _user_id(user))
-            return clients.enter_context(closing(client))
+            __tracebackhide__ = True
+            began = time.time()
+            try:
+                client = UserClient(muster_outputs.websocket_url, _muster_issuer, _user_id(user))
+            except HandshakeRefused as error:
+                if reason := refusal_reason(muster_outputs, _user_id(user), began):
+                    error.add_note(f"The log of connect: {reason}")
+                refused = error
+            else:
+                return clients.enter_context(closing(client))
+            raise refused.with_traceback(None)  # without the frames of the client
 
         yield connect
 

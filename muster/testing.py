@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
+
+from botocore.exceptions import BotoCoreError, ClientError
 
 from muster.client import Client, ClientClosed, Message
 from muster.errors import MusterError, StackError
@@ -35,6 +37,7 @@ RECEIVE_SECONDS = 10.0
 """How long `receive` waits by default."""
 
 _POLL_SECONDS = 1
+_LOG_SECONDS = 1.0
 
 
 class NotReceived(MusterError, AssertionError):
@@ -144,6 +147,7 @@ class UserClient(_Mailbox[ReceivedEnvelope]):
 
         Every broadcast that starts after it returns reaches this client.
         """
+        __tracebackhide__ = True
         super().__init__(user_id)
         self.user_id = user_id
         self._loop = asyncio.new_event_loop()
@@ -158,10 +162,12 @@ class UserClient(_Mailbox[ReceivedEnvelope]):
 
     def call(self, method: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **options: Any) -> T:
         """Call a method of `Client` and wait for its result: `client.call(Client.ping)`."""
+        __tracebackhide__ = True
         return self._run(method(self._client, *arguments, **options))
 
     def send(self, message: Mapping[str, Any]) -> Message:
         """Send a client message such as {"action": "ping"}; return the reply, or raise `Refused`."""
+        __tracebackhide__ = True
         return self.call(Client.send, message)
 
     def close(self) -> None:
@@ -187,6 +193,7 @@ class UserClient(_Mailbox[ReceivedEnvelope]):
         raise ClientClosed(f"The client of {self.user_id} is closed.", fix="Connect another.")
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        __tracebackhide__ = True
         if self._loop.is_closed():
             coroutine.close()
             raise ClientClosed(f"The client of {self.user_id} is closed.", fix="Connect another.")
@@ -263,19 +270,58 @@ def _notification(published: Mapping[str, Any]) -> Notification:
     return Notification(json.loads(published["Message"]), values)
 
 
+def refusal_reason(outputs: Outputs, user_id: str, since: float) -> str | None:
+    """Return why connect refused a user's handshake since a time.time(), as its log says; None if unknown."""
+    group = outputs.log_groups.get("connect")
+    if group is None:
+        return None
+    deadline = time.monotonic() + _LOG_SECONDS
+    client = outputs.client("logs")
+    while True:
+        with suppress(BotoCoreError, ClientError):
+            found = client.filter_log_events(logGroupName=group, startTime=int(since * 1000))["events"]
+            for event in reversed(found):
+                with suppress(ValueError):
+                    entry = json.loads(event["message"])
+                    if isinstance(entry, dict) and user_id in entry.values() and "reason" in entry:
+                        return str(entry["reason"])
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.1)
+
+
 class Users:
     """Users that exist during a test."""
 
     def __init__(self, outputs: Outputs) -> None:
         self._table = outputs.resource("dynamodb").Table(outputs.users_table)
         self._made: list[str] = []
+        self._outputs = outputs
 
     def add(self, role: str = "resident", shelter_id: str | None = None, *, active: bool = True) -> User:
-        """Write a new user with a unique id to the users table."""
+        """Write a new user with a unique id to the users table.
+
+        Raises MusterError for a role that the deployment does not define.
+        """
+        __tracebackhide__ = True
+        if self._roles and role not in self._roles:
+            raise MusterError(
+                f"The deployment does not define the role {role!r}.",
+                fix=f"Use one of {', '.join(sorted(self._roles))}, or define it in `muster_variables`.",
+            )
         user = User(f"user-{uuid4().hex[:12]}", role, shelter_id, active)
         self._table.put_item(Item=user.item())
         self._made.append(user.user_id)
         return user
+
+    @cached_property
+    def _roles(self) -> set[str]:
+        """The roles that the function connect knows; none when the outputs do not name the function."""
+        name = self._outputs.function_names.get("connect")
+        if name is None:
+            return set()
+        settings = self._outputs.client("lambda").get_function_configuration(FunctionName=name)
+        return set(json.loads(settings["Environment"]["Variables"]["ROLES"]))
 
     def close(self) -> None:
         """Delete the users."""

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Annotated, cast
 
 import typer
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
 from muster.cli import demo, deployment, logs, messaging, stack, verify
 from muster.cli.failures import describe_os_error, exit_with, refuse_usage
@@ -57,6 +57,8 @@ def main() -> None:
         refuse_usage(error)
     except MusterError as error:
         exit_with(error.exit_code, error.message, error.fix)
+    except EndpointConnectionError as error:
+        exit_with(1, f"AWS: {error}", "Check that the stack of these outputs is up, and the network.")
     except (BotoCoreError, ClientError) as error:
         exit_with(1, f"AWS: {error}", "Check the credentials, the region, and that the deployment is up.")
     except OSError as error:

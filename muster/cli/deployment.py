@@ -11,6 +11,7 @@ from rich.table import Table
 
 from muster.cli.console import echo_json, stderr, stdout
 from muster.cli.options import Command, JsonOption, OutputsOption, StateDirOption, resolve_outputs
+from muster.local import repository
 from muster.people import people
 
 app = typer.Typer()
@@ -19,29 +20,47 @@ command = partial(app.command, cls=Command, rich_help_panel="Deployment")
 
 @command()
 def outputs(
-    outputs: OutputsOption = None, state_dir: StateDirOption = None, as_json: JsonOption = False
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Print the value of this output only.")
+    ] = None,
+    outputs: OutputsOption = None,
+    state_dir: StateDirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Print the outputs of a deployment.
 
     The option --outputs of every command accepts what --json prints.
     """
     values = resolve_outputs(outputs, state_dir).to_dict()
+    if name is not None:
+        if name not in values:
+            raise typer.BadParameter(f"There is no output {name!r}. The outputs are {', '.join(values)}.")
+        value = values[name]
+        if isinstance(value, str) and not as_json:
+            typer.echo(value)
+        else:
+            echo_json(value)
+        return
     if as_json:
         echo_json(values, indent=2)
         return
-    for name, value in values.items():
+    for key, value in values.items():
         if isinstance(value, str):
-            typer.echo(f"{name} = {value}")
+            typer.echo(f"{key} = {value}")
 
 
 @command()
 def env(outputs: OutputsOption = None, state_dir: StateDirOption = None, as_json: JsonOption = False) -> None:
     """Print shell commands that point any AWS SDK to a deployment: eval "$(muster env)".
 
-    Each output becomes a variable, such as MUSTER_WEBSOCKET_URL. The local stack adds its endpoint and test
-    keys. A deployment on AWS adds its region, and your own credentials apply. In --json, null means unset.
+    Each output becomes a variable, such as MUSTER_WEBSOCKET_URL. The local stack adds its endpoint, test
+    keys, and MUSTER_STATE_DIR, with which `muster` and `Broadcaster.from_outputs()` find it from any folder.
+    A deployment on AWS adds its region, and your own credentials apply. In --json, null means unset.
     """
-    variables = resolve_outputs(outputs, state_dir).environment()
+    found = resolve_outputs(outputs, state_dir)
+    variables = found.environment()
+    if outputs is None:  # so that `muster` and `Broadcaster.from_outputs()` find the stack from any folder
+        variables["MUSTER_STATE_DIR"] = str((state_dir or repository.default_state_dir()).absolute())
     if as_json:
         echo_json(variables, indent=2)
         return

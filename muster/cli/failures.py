@@ -46,5 +46,7 @@ def describe_os_error(error: OSError) -> tuple[str, str, int]:
         return f"{target}: {reason}.", _ANY_FIX, 1
     reason = error.strerror or str(error)
     problem = f"{error.filename}: {reason}." if error.filename else f"{reason}."
+    if isinstance(error, ConnectionError | TimeoutError) and not isinstance(error, BrokenPipeError):
+        return problem, "Check that the deployment is up, and the network.", 1
     number = error.errno or 0
     return problem, _FIXES.get(number, _ANY_FIX), 2 if number in _USAGE else 1

@@ -4,18 +4,21 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 from rich.text import Text
 
 from muster.aws import error_code
-from muster.cli.console import echo_json, stdout
+from muster.cli.console import echo_json, stderr, stdout
 from muster.cli.options import Command, OutputsOption, StateDirOption, resolve_outputs
-from muster.errors import MusterError
+from muster.errors import MusterError, OutputsError
+from muster.local.stack import Stack
 from muster.outputs import Outputs
 
 app = typer.Typer()
@@ -24,6 +27,9 @@ command = partial(app.command, cls=Command, rich_help_panel="Deployment")
 POLL_SECONDS = 2.0
 """Eight groups make four requests a second. FilterLogEvents allows at least five [CloudWatch Logs quotas]."""
 
+FAILED_POLLS = 5
+"""How many polls in a row may fail with --follow, after a first one that succeeded."""
+
 _LATE_MS = 30_000
 """CloudWatch Logs may return an event some seconds later than events that are newer."""
 
@@ -31,6 +37,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _STYLES = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 # What Lambda writes about each call. A REPORT with a status is about a timeout or a crash, and is shown.
 _ROUTINE = ("START RequestId:", "END RequestId:", "INIT_START ", "XRAY TraceId:")
+_DISCARDED = re.compile(r"Subsegment .* discarded due to Lambda worker still initializing")
 # Fields whose value is the same in every line of one function.
 _CONSTANT = {
     "cold_start",
@@ -69,6 +76,9 @@ def logs(
     since: Annotated[
         timedelta, typer.Option(parser=age, metavar="AGE", help="How far to look back: 90s, 10m, 2h, 1d.")
     ] = "10m",  # type: ignore[assignment]  # typer parses the default
+    all_lines: Annotated[
+        bool, typer.Option("--all", help="Also print metrics and notes of the X-Ray SDK.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each event as one line of JSON, unchanged.")
     ] = False,
@@ -79,14 +89,35 @@ def logs(
 
     Times are UTC. On AWS it needs logs:FilterLogEvents on the log groups.
     """
-    target = resolve_outputs(outputs, state_dir)
+    try:
+        target = resolve_outputs(outputs, state_dir)
+    except OutputsError:
+        stack = Stack(state_dir)
+        if outputs or as_json or stack.status().phase != "down" or not stack.function_logs():
+            raise
+        stderr.print(
+            f"The local stack is down. These lines are from the files in {stack.state_dir / 'logs'}."
+        )
+        print_files(stack.function_logs(), names or [], all_lines=all_lines)
+        return
     groups = choose(target.log_groups, names or [])
     began = int((datetime.now(UTC) - since).timestamp() * 1000)
     for event in read(target, groups, began, follow=follow):
         if as_json:
             echo_json(event)
-        elif line := describe(event):
+        elif (all_lines or not is_noise(event)) and (line := describe(event)):
             stdout.print(line)
+
+
+def print_files(files: list[Path], names: list[str], *, all_lines: bool) -> None:
+    """Print the files with the output of the local stack's functions, of the named ones or of all."""
+    for path in files:
+        if names and not any(path.stem == name or path.stem.endswith(f"-{name}") for name in names):
+            continue
+        stdout.print(f"{path.stem}:")
+        for line in path.read_text(errors="replace").splitlines():
+            if all_lines or not is_noise({"message": line}):
+                stdout.print(_printable(f"  {line}"))
 
 
 def choose(groups: Mapping[str, str], names: list[str]) -> dict[str, str]:
@@ -111,9 +142,19 @@ def read(outputs: Outputs, groups: Mapping[str, str], began: int, *, follow: boo
     """
     client = outputs.client("logs")
     seen: dict[tuple[str, str], int] = {}
+    first, failures = True, 0
     while True:
         asked = int(time.time() * 1000)
-        found = [event for name, group in groups.items() for event in _filter(client, name, group, began)]
+        try:
+            found = [event for name, group in groups.items() for event in _filter(client, name, group, began)]
+            failures = 0
+        except (MusterError, BotoCoreError, ClientError):
+            failures += 1
+            if not follow or first or failures > FAILED_POLLS:
+                raise
+            time.sleep(POLL_SECONDS)
+            continue
+        first = False
         for event in sorted(found, key=lambda event: event["timestamp"]):
             # The emulator gives no ids to lines that functions print.
             key = event["logStreamName"], event.get("eventId") or f"{event['timestamp']} {event['message']}"
@@ -125,6 +166,17 @@ def read(outputs: Outputs, groups: Mapping[str, str], began: int, *, follow: boo
         began = max(began, asked - _LATE_MS)
         seen = {key: timestamp for key, timestamp in seen.items() if timestamp >= began}
         time.sleep(POLL_SECONDS)
+
+
+def is_noise(event: Event) -> bool:
+    """Return whether an event is a metric in the embedded metric format, or a note of the X-Ray SDK."""
+    text = event["message"].strip()
+    if _DISCARDED.search(text) and "\n" not in text:
+        return True
+    with suppress(ValueError):
+        entry = json.loads(text)
+        return isinstance(entry, dict) and "_aws" in entry
+    return False
 
 
 def describe(event: Event) -> Text | None:

@@ -30,6 +30,7 @@ from muster.cli.options import (
 from muster.client import Client, Refused
 from muster.errors import MusterError
 from muster.faults import unserialisable
+from muster.local.seed import SHELTERS, USERS
 from muster.outputs import Outputs
 from muster.people import unknown_in
 from muster.tokens import DEFAULT_LIFETIME, TokenIssuer, issue_token
@@ -58,6 +59,9 @@ def json_object(text: str) -> JsonObject:
         value = json.loads(document)
     except OSError as error:
         raise typer.BadParameter(f"{text[1:]} cannot be read: {error.strerror}.") from error
+    except json.JSONDecodeError as error:
+        near = error.doc[max(0, error.pos - 15) : error.pos + 15]
+        raise typer.BadParameter(f"this is not JSON: {error}, near {near!r}.") from error
     except ValueError as error:
         raise typer.BadParameter(f"this is not JSON: {error}.") from error
     except RecursionError as error:
@@ -81,10 +85,24 @@ def parse_target(values: Sequence[str]) -> dict[str, Any]:
             if name not in names:
                 names.append(name)
         else:
-            raise typer.BadParameter(f"{value!r} is not one of all, role:R, user:U and shelter:S.")
+            hint = "" if scope != value else _did_you_mean(value)
+            raise typer.BadParameter(f"{value!r} is not one of all, role:R, user:U and shelter:S.{hint}")
     if "all" in target and len(target) > 1:
         raise typer.BadParameter("all includes everybody: name it alone.")
     return target
+
+
+def _did_you_mean(name: str) -> str:
+    """Return a question for a name without its kind, if the local stack's names resemble one."""
+    kinds = {
+        "role": {user.role for user in USERS},
+        "user": {user.user_id for user in USERS},
+        "shelter": {shelter.shelter_id for shelter in SHELTERS},
+    }
+    kind = next((kind for kind, names in kinds.items() if name in names), None)
+    if kind is None and name.startswith("shelter"):
+        kind = "shelter"
+    return f" Did you mean {kind}:{name}?" if kind else ""
 
 
 UserOption = Annotated[
@@ -116,7 +134,9 @@ UrlOption = Annotated[
 TargetOption = Annotated[
     list[str],
     typer.Option(
-        "--to", metavar="TARGET", help="all, role:R, user:U or shelter:S. Repeat it to reach several."
+        "--to",
+        metavar="TARGET",
+        help="all, role:R, user:U or shelter:S. Repeat it to reach everyone who matches any of them.",
     ),
 ]
 PayloadOption = Annotated[
@@ -144,7 +164,11 @@ def token(
 
     Works for deployments that verify tokens with a secret, such as the local stack.
     """
-    typer.echo(issue_token(resolve_outputs(outputs, state_dir), user_id, timedelta(seconds=ttl)))
+    deployment = resolve_outputs(outputs, state_dir)
+    typer.echo(issue_token(deployment, user_id, timedelta(seconds=ttl)))
+    for warning in _warnings(deployment, {"users": [user_id]}, None) or ():
+        stderr.print("Warning:", style="yellow", end=" ")
+        stderr.print(warning)
 
 
 @command()

@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from muster.cli.console import echo_json, progress, stderr, stdout
 from muster.cli.options import Command, JsonOption, StateDirOption, url
-from muster.local import bundle
+from muster.local import bundle, repository
 from muster.local.stack import DEFAULT_PORT, Stack
 from muster.local.terraform import for_command_line
 from muster.local.watch import watch
@@ -68,9 +68,13 @@ def _print_next_commands(outputs: Outputs, state_dir: Path | None) -> None:
     program = "muster" if shutil.which("muster") else shlex.quote(os.path.relpath(sys.argv[0]))
     given = state_dir is not None and "MUSTER_STATE_DIR" not in os.environ
     options = f" --state-dir {shlex.quote(str(state_dir))}" if given else ""
+    folder = (state_dir or repository.default_state_dir()).absolute()
+    stdout.print(f"Its state is in {folder}")
     stdout.print("Next, in two terminals:")
     stdout.print(f"  {program} listen --user responder-finn{options}")
     stdout.print(f"  {program} broadcast --to role:first_responder --text 'Water at the east gate'{options}")
+    stdout.print("From another folder, first run:")
+    stdout.print(f"  export MUSTER_STATE_DIR={shlex.quote(str(folder))}")
 
 
 def _print_change(text: str, fix: str | None) -> None:
@@ -85,8 +89,11 @@ def _print_change(text: str, fix: str | None) -> None:
 def down(state_dir: StateDirOption = None) -> None:
     """Destroy Terraform's resources, stop the local stack and remove its state."""
     with progress() as shown:
-        was_up = Stack(state_dir, progress=shown).down()
-    stdout.print("The local stack is down." if was_up else "The local stack was not up.")
+        stack = Stack(state_dir, progress=shown)
+        was_up = stack.down()
+    stdout.print(
+        f"The local stack {'is down' if was_up else 'was not up'} (state directory: {stack.state_dir})."
+    )
 
 
 @command()
@@ -99,11 +106,15 @@ def status(state_dir: StateDirOption = None, as_json: JsonOption = False) -> Non
         outputs = now.outputs.to_dict() if now.outputs else None
         report = {"phase": now.phase, "endpoint_url": now.endpoint_url, "pid": pid, "outputs": outputs}
         echo_json(report, indent=2)
+    elif now.phase == "down" and (process := stack.gone()):
+        stdout.print(f"The local stack is down: the emulator, process {process.pid}, is gone.")
+        stdout.print(f"Its log is {stack.log_file}. `muster logs` prints what the functions logged.")
     elif now.phase == "down":
-        stdout.print("The local stack is down. `muster up` starts it.")
+        stdout.print(f"The local stack is down (state directory: {stack.state_dir}). `muster up` starts it.")
     else:
-        process = f", process {now.process.pid}, log {stack.log_file}" if now.process else ""
-        stdout.print(f"The local stack is {now.phase} on {now.endpoint_url}{process}")
+        running = f", process {now.process.pid}, log {stack.log_file}" if now.process else ""
+        stdout.print(f"The local stack is {now.phase} on {now.endpoint_url}{running}")
+        stdout.print(f"Its state is in {stack.state_dir}")
         if now.outputs:
             stdout.print(f"Clients connect to {now.outputs.websocket_url}")
         elif now.phase == "ready":

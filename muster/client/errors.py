@@ -80,7 +80,10 @@ def _handshake_fix(status: int) -> str:
         case 401:
             return "Get a fresh token: this one is missing, expired or not signed for this deployment."
         case 403:
-            return "Check that the user exists and is active; `muster logs connect` shows the reason."
+            return (
+                "Check that the user exists and is active; `muster logs connect` shows the reason. "
+                "Or the address is of a stack that is gone: `muster outputs` prints the current one."
+            )
         case 429:
             return "Try again shortly: too many clients are connecting at once."
         case _ if status >= 500:

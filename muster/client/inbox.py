@@ -155,14 +155,15 @@ class Inbox:
             self._held.append(message)
 
     def bring(self, messages: Iterable[Message]) -> int:
-        """Take messages of a resume, oldest first; return how many of them are new."""
+        """Take messages of a resume, oldest first; return how many of them had not arrived before."""
         new = 0
+        held = {message["id"] for message in self._held}  # they arrived by themselves, and were not missed
         for message in messages:
             # The server re-reads a little before the position, and so perhaps before the first connection.
             if message["sentAt"] >= self._since:
                 late = message["id"] < self._newest
                 if self._add(message | {"late": True} if late else message, posted=False):
-                    new += 1
+                    new += message["id"] not in held
             self._move(message["id"])
         return new
 

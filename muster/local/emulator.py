@@ -89,6 +89,11 @@ def local_environment(endpoint_url: str) -> dict[str, str]:
     }
 
 
+def install_fix(package: str) -> str:
+    """Return how to get a missing package. `muster` on PyPI is another project, so the fix names a path."""
+    return f"pip install '/path/to/muster[local]' (a checkout or a wheel), or pip install {package}."
+
+
 def free_port() -> int:
     """Return a free port of 127.0.0.1."""
     with socket.socket() as probe:
@@ -105,6 +110,18 @@ def require_free(port: int) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
+            if taken and healthy(f"http://{HOST}:{port}"):
+                folder = _state_dir_of(port)
+                state = f" Its state is in {folder}." if folder else ""
+                use = (
+                    f"set MUSTER_STATE_DIR={folder}"
+                    if folder
+                    else "run `muster env` in the folder of its stack"
+                )
+                raise StackError(
+                    f"Port {port} of {HOST} is taken by an emulator that is already running.{state}",
+                    fix=f"To use its stack, {use}. For another stack choose --port 0, a free port.",
+                ) from error
             raise StackError(
                 f"Port {port} of {HOST} {'is taken by another program' if taken else 'cannot be used'}.",
                 fix="Choose another with --port, or a free one with --port 0.",
@@ -125,7 +142,7 @@ def start(
     `settings` are environment variables of `muster.local.embedded`, such as MUSTER_LOG_DIR.
     """
     if find_spec("ministack") is None:
-        raise StackError("The embedded emulator is not installed.", fix="pip install 'muster[local]'")
+        raise StackError("The embedded emulator is not installed.", fix=install_fix("ministack"))
     folder.mkdir(parents=True, exist_ok=True)
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     environment |= {
@@ -209,6 +226,17 @@ def stop(process: Process) -> None:
         deadline = time.monotonic() + _STOP_SECONDS
         while process.alive() and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
+
+
+def _state_dir_of(port: int) -> Path | None:
+    """Return the state directory of the Muster emulator on a port, if /proc shows it."""
+    for path in _PROC.glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # another user's process, or an ended one
+            entries = path.read_bytes().split(b"\0")
+            logs = next((e for e in entries if e.startswith(b"MUSTER_LOG_DIR=")), None)
+            if logs and f"GATEWAY_PORT={port}".encode() in entries:
+                return Path(os.fsdecode(logs.partition(b"=")[2])).parent
+    return None
 
 
 def _started(pid: int) -> str | None:

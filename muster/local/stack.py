@@ -39,6 +39,8 @@ _LOCK = "stack.lock"
 _VARIABLES = "variables.tfvars.json"
 _LOG = "emulator.log"
 _FUNCTION_LOGS = "logs"
+# Terraform does not see code that `update_functions` deployed: while this file exists, `up` deploys the code.
+_EDITED = "edited"
 _TERRAFORM_DATA = "terraform-data"
 _CONTENTS = (
     record.RECORD,
@@ -48,6 +50,7 @@ _CONTENTS = (
     "source",
     _LOG,
     _FUNCTION_LOGS,
+    _EDITED,
     "tmp",
     "terraform.tfstate",
     "terraform.tfstate.backup",
@@ -120,10 +123,19 @@ class Stack:
         """The emulator's output."""
         return self.state_dir / _LOG
 
+    def function_logs(self) -> list[Path]:
+        """Return the files with each function's output. They stay when the emulator ends by itself."""
+        return sorted((self.state_dir / _FUNCTION_LOGS).glob("*.log"))
+
     def status(self) -> Status:
         """Return the status, by the recorded process: another program may answer on the port."""
         recorded = record.read(self.state_dir)
         return self._parse(recorded) if recorded.running() else Status("down")
+
+    def gone(self) -> Process | None:
+        """Return the recorded emulator's process if it has ended without `down`."""
+        process = record.read(self.state_dir).process
+        return process if process and not process.alive() else None
 
     def ready(self) -> Outputs | None:
         """Return the outputs if the stack is up with these Terraform variables. Its code is not compared."""
@@ -132,7 +144,7 @@ class Stack:
             return None
         with suppress(OSError, ValueError):
             applied = json.loads((self.state_dir / _VARIABLES).read_text())
-            if applied == applied | self._variables:
+            if applied == self._values(status.require_endpoint()):
                 return status.outputs
         return None
 
@@ -154,8 +166,6 @@ class Stack:
             try:
                 return self._begin()
             except TerraformStalled as stalled:
-                if self._endpoint:
-                    raise
                 self._progress.step(f"Starting again on a new emulator: {stalled}")
             try:
                 return self._begin()
@@ -191,7 +201,7 @@ class Stack:
 
     def plan(self) -> list[PlannedChange]:
         """Return the changes that Terraform would make now. Right after `up` there are none."""
-        return self._terraform(self.status().require_endpoint()).plan(self._var_file)
+        return self._terraform(self.status().require_endpoint(), _STALL_SECONDS).plan(self._var_file)
 
     def machines(self) -> dict[str, tuple[str, str]]:
         """Return the deployed template and definition of each state machine."""
@@ -209,10 +219,15 @@ class Stack:
         """Deploy the checkout's code to the running functions, without Terraform."""
         with self._locked():
             outputs = self._require_outputs()
-            archive = bundle.build_local(self.state_dir / "bundle").functions.read_bytes()
-            functions = outputs.client("lambda")
-            for name in outputs.function_names.values():
-                functions.update_function_code(FunctionName=name, ZipFile=archive)
+            bundle.build_local(self.state_dir / "bundle")
+            (self.state_dir / _EDITED).touch()
+            self._replace_code(outputs)
+
+    def _replace_code(self, outputs: Outputs) -> None:
+        archive = (self.state_dir / "bundle" / "functions.zip").read_bytes()
+        functions = outputs.client("lambda")
+        for name in outputs.function_names.values():
+            functions.update_function_code(FunctionName=name, ZipFile=archive)
 
     def update_machine(self, name: str, definition: str) -> None:
         """Deploy a definition to a running state machine ("broadcast" or "fanout"), without Terraform."""
@@ -273,7 +288,8 @@ class Stack:
         bundle.build_local(self.state_dir / "bundle")
         self._progress.step("Preparing Terraform")
         self._write_source(endpoint_url)
-        terraform = self._terraform(endpoint_url)
+        # An external emulator may be slow, and has no second attempt.
+        terraform = self._terraform(endpoint_url, _STALL_SECONDS if status.process else None)
         terraform.find_provider(repository.cache_dir())
         terraform.init()
         if status.process:
@@ -281,6 +297,9 @@ class Stack:
         self._progress.step("Applying Terraform")
         terraform.apply(self._var_file)
         outputs = Outputs.parse(terraform.output(), source="The local state", endpoint_url=endpoint_url)
+        if (self.state_dir / _EDITED).exists():
+            self._replace_code(outputs)
+            (self.state_dir / _EDITED).unlink()
         self._progress.step("Seeding users and shelters")
         seed(outputs)
         self._write(Status("ready", endpoint_url, status.process, outputs))
@@ -290,13 +309,14 @@ class Stack:
         self._write(replace(status, phase="destroying"))
         self._progress.step("Destroying Terraform's resources")
         try:
-            self._terraform(status.require_endpoint()).destroy("-refresh=false", self._var_file)
+            limit = _STALL_SECONDS if status.process else None
+            self._terraform(status.require_endpoint(), limit).destroy("-refresh=false", self._var_file)
         except TerraformError as error:
             if status.process is None:
                 raise
             self._progress.step(f"Stopping the emulator without a complete destroy: {error.message}")
 
-    def _terraform(self, endpoint_url: str) -> Terraform:
+    def _terraform(self, endpoint_url: str, stall_seconds: float | None = None) -> Terraform:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
         environment = {
             **inherited,
@@ -305,7 +325,7 @@ class Stack:
         }
         module = self.state_dir / "source" / "terraform"
         return Terraform(
-            module, environment=environment, progress=self._progress, stall_seconds=_STALL_SECONDS
+            module, environment=environment, progress=self._progress, stall_seconds=stall_seconds
         )
 
     @property
@@ -321,7 +341,11 @@ class Stack:
         state = str(self.state_dir / "terraform.tfstate")
         override = {"terraform": {"backend": {"local": {"path": state}}}}
         (source / "terraform" / "backend_override.tf.json").write_text(json.dumps(override))
-        variables = {
+        (self.state_dir / _VARIABLES).write_text(json.dumps(self._values(endpoint_url), indent=2))
+
+    def _values(self, endpoint_url: str) -> dict[str, Any]:
+        """Return all Terraform variables of this stack."""
+        return {
             **_SMALL_SCALE,
             "bundle_dir": str(self.state_dir / "bundle"),
             "lambda_architecture": bundle.host_architecture(),
@@ -329,7 +353,6 @@ class Stack:
             "deletion_protection": False,
             **self._variables,
         }
-        (self.state_dir / _VARIABLES).write_text(json.dumps(variables, indent=2))
 
     def _require_same_place(self, status: Status) -> None:
         port = status.endpoint_url and status.endpoint_url.rpartition(":")[2]
@@ -364,6 +387,13 @@ class Stack:
                 else:
                     path.unlink(missing_ok=True)
 
+    def _remove_if_unused(self) -> None:
+        """Remove the state directory when it contains only the lock, because nothing has started in it."""
+        if [path.name for path in self.state_dir.iterdir()] == [_LOCK]:
+            (self.state_dir / _LOCK).unlink()
+            with suppress(OSError):
+                self.state_dir.rmdir()
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the state directory's lock. The system releases it however this process ends."""
@@ -388,4 +418,8 @@ class Stack:
                 raise StackError(
                     "Another process is starting or stopping this stack.", fix="Wait until it has finished."
                 ) from None
-            yield
+            try:
+                yield
+            except BaseException:
+                self._remove_if_unused()
+                raise

@@ -21,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from muster.errors import MusterError, StackError
 from muster.local import repository
+from muster.local.emulator import install_fix
 from muster.local.stack import Stack
 
 FOLDERS = ("functions", "schemas", "statemachines", "terraform")
@@ -35,7 +36,7 @@ class Live:
     def __init__(self, stack: Stack) -> None:
         """Read the variables of the running state machines. The stack must be up."""
         self._stack = stack
-        self._root = repository.root()
+        self._root = repository.root().resolve()
         self._variables = self._read_variables()
 
     def take(self, saved: Iterable[Path]) -> str:
@@ -44,7 +45,7 @@ class Live:
         Raises MusterError when a file is wrong. Then the running stack has not changed, unless Terraform
         failed in the middle of an apply.
         """
-        names = {path.absolute().relative_to(self._root).as_posix() for path in saved}
+        names = {(path.parent.resolve() / path.name).relative_to(self._root).as_posix() for path in saved}
         machines = sorted(name for name in names if name.startswith("statemachines/") and self._known(name))
         code = any(_is_code(name) for name in names)
         definitions = {_machine(name): self._render(name) for name in machines}
@@ -84,7 +85,7 @@ class Live:
                 )
             return variables[match[1]]
 
-        text = re.sub(r"\$\{([^}]*)\}", value, (self._root / name).read_text())
+        text = re.sub(r"\$\{([^}]*)\}", value, _text(name, self._root / name))
         _require_json(name, text)
         return text
 
@@ -92,14 +93,16 @@ class Live:
         """Check all files, because the bundle contains those that were saved earlier too."""
         for path in sorted((self._root / "functions").rglob("*.py")):
             name = path.relative_to(self._root).as_posix()
+            source = _bytes(name, path)
             try:
-                ast.parse(path.read_bytes(), name)
+                ast.parse(source, name)
             except (SyntaxError, ValueError) as error:
                 line = getattr(error, "lineno", None) or 1
                 reason = error.msg if isinstance(error, SyntaxError) else str(error)
                 raise StackError(f"{name}:{line}: {reason}.", fix=_KEPT) from None
         for path in sorted((self._root / "schemas").glob("*.json")):
-            _require_json(path.relative_to(self._root).as_posix(), path.read_text())
+            name = path.relative_to(self._root).as_posix()
+            _require_json(name, _text(name, path))
 
 
 def read_variables(template: Any, rendered: Any, found: dict[str, str]) -> None:
@@ -122,9 +125,9 @@ def watch(stack: Stack, report: Callable[[str, str | None], None], stop: Event |
     try:
         from watchfiles import watch as changes_in  # noqa: PLC0415 - only with the `local` extra
     except ImportError:
-        raise StackError("--watch needs the package watchfiles.", fix="pip install 'muster[local]'") from None
+        raise StackError("--watch needs the package watchfiles.", fix=install_fix("watchfiles")) from None
     live = Live(stack)
-    folders = [repository.root() / name for name in FOLDERS]
+    folders = [repository.root().resolve() / name for name in FOLDERS]
     report(
         "Watching functions, schemas, statemachines and terraform. Ctrl-C stops it; the stack stays up.",
         None,
@@ -137,12 +140,14 @@ def watch(stack: Stack, report: Callable[[str, str | None], None], stop: Event |
             report(error.message, error.fix or _KEPT)
         except (BotoCoreError, ClientError) as error:
             report(f"The emulator refused the change: {error}", _KEPT)
+        except OSError as error:  # a file that vanished, or a full disk
+            report(f"The change could not be deployed: {error}.", "Save the file again.")
         else:
             report(f"{done} ({time.monotonic() - began:.1f} s)", None)
 
 
 def _is_source(_change: object, path: str) -> bool:
-    parts = Path(path).relative_to(repository.root()).parts
+    parts = Path(path).relative_to(repository.root().resolve()).parts
     name = parts[-1]
     if parts[0] == "terraform":
         return name.endswith(".tf") and parts[1] not in ("tests", "examples")
@@ -155,6 +160,20 @@ def _is_code(name: str) -> bool:
 
 def _machine(name: str) -> str:
     return Path(name).name.removesuffix(_SUFFIX)
+
+
+def _bytes(name: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StackError(f"{name} cannot be read: {error.strerror}.", fix=_KEPT) from None
+
+
+def _text(name: str, path: Path) -> str:
+    try:
+        return _bytes(name, path).decode()
+    except UnicodeDecodeError as error:
+        raise StackError(f"{name} is not UTF-8: {error.reason} at byte {error.start}.", fix=_KEPT) from None
 
 
 def _require_json(name: str, text: str) -> None:

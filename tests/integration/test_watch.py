@@ -110,3 +110,21 @@ def test_saved_files_are_live_in_time(
 
     watched.replace("terraform/outputs.tf", "Log group of each", "The log group of each")
     until(lambda: "Terraform applied" in watched.told[-1][0], "the apply", 150)
+
+
+def test_up_replaces_code_that_watch_deployed_and_that_is_reverted_since(
+    stack: Stack, deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in FOLDERS:
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".terraform*")
+        )
+    (tmp_path / "functions" / "default.py").write_text("def handler(event, context):\n    return 'saved'\n")
+    with monkeypatch.context() as patched:
+        cache = repository.cache_dir()
+        patched.setattr(repository, "root", lambda: tmp_path)
+        patched.setattr(repository, "cache_dir", lambda: cache)
+        stack.update_functions()
+    until(lambda: "saved" in answer(deployment), "the saved function", 30)
+    stack.up()
+    until(lambda: "saved" not in answer(deployment), "the reverted function", 30)

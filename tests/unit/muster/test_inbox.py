@@ -279,3 +279,10 @@ def test_connections_that_break_and_requests_that_fail_lose_and_repeat_nothing(
         assert server.now < deadline, "a message is never yielded"
     server.take()
     assert len(server.yielded) == len(server.sent)
+
+
+def test_a_message_that_arrived_by_itself_is_not_counted_as_missed() -> None:
+    inbox = opened()
+    inbox.hold(0)
+    inbox.post(message(2))
+    assert inbox.bring([message(1), message(2)]) == 1

@@ -21,7 +21,7 @@ from muster.cli import console, messaging
 from muster.errors import TerraformError
 from muster.local import bundle
 from muster.local.bundle import Bundle
-from muster.local.emulator import free_port
+from muster.local.emulator import free_port, local_environment
 from muster.local.stack import Stack
 from tests.unit.muster.test_outputs import FLAT
 
@@ -103,6 +103,31 @@ class TestDeployment:
         assert after["MUSTER_JWT_ISSUER"] == "a 'b'"
         assert after["MUSTER_BROADCAST_STATE_MACHINE_ARN"] == FLAT["broadcast_state_machine_arn"]
         assert not {"AWS_PROFILE", "AWS_SESSION_TOKEN"} & after.keys()
+
+    def test_env_of_aws_unsets_what_a_local_stack_set(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+    ) -> None:
+        for name, value in local_environment("http://127.0.0.1:4566").items():
+            monkeypatch.setenv(name, value)
+        path = tmp_path / "outputs.json"
+        path.write_text(json.dumps(FLAT))
+        assert run(monkeypatch, "env", "--json", "--outputs", str(path)) == 0
+        variables = json.loads(capsys.readouterr().out)
+        for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_CONFIG_FILE", "MUSTER_STATE_DIR"):
+            assert variables[name] is None
+        assert variables["AWS_REGION"] == FLAT["region"]
+
+    def test_one_output_is_printed_alone(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "outputs.json"
+        path.write_text(json.dumps(FLAT))
+        assert run(monkeypatch, "outputs", "websocket_url", "--outputs", str(path)) == 0
+        assert capsys.readouterr().out == f"{FLAT['websocket_url']}\n"
+        assert run(monkeypatch, "outputs", "websocket", "--outputs", str(path)) == 2
 
     def test_env_of_aws_sets_neither_credentials_nor_endpoints(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -143,3 +143,33 @@ def test_group_that_cannot_be_read_is_named_with_a_fix(code: str, fix: str) -> N
     with pytest.raises(MusterError, match="log group /a") as caught:
         list(logs.read(service, {"connect": "/a"}, 0, follow=False))
     assert fix in str(caught.value.fix)
+
+
+def test_follow_survives_a_failed_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "POLL_SECONDS", 0)
+    monkeypatch.setattr("time.time", lambda: 1_000.0)
+    service: Any = Service([found("a", 999_900)], "ThrottlingException", [found("b", 999_950)])
+    events = logs.read(service, {"connect": "/a"}, 990_000, follow=True)
+    assert [next(events)["eventId"] for _ in range(2)] == ["a", "b"]
+
+
+def test_follow_ends_when_polls_keep_failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "POLL_SECONDS", 0)
+    service: Any = Service([found("a", 999_900)], *["ThrottlingException"] * (logs.FAILED_POLLS + 1))
+    events = logs.read(service, {"connect": "/a"}, 990_000, follow=True)
+    next(events)
+    with pytest.raises(MusterError, match="read too often"):
+        next(events)
+
+
+@pytest.mark.parametrize(
+    ("message", "noise"),
+    [
+        ("Subsegment ## handler discarded due to Lambda worker still initializing", True),
+        (json.dumps({"_aws": {"Timestamp": 1}, "Delivered": 1}), True),
+        (json.dumps({"level": "WARNING", "message": "refused"}), False),
+        ("plain text", False),
+    ],
+)
+def test_metrics_and_notes_of_x_ray_are_noise(message: str, noise: bool) -> None:
+    assert logs.is_noise(event(message)) is noise

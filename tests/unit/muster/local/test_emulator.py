@@ -103,6 +103,24 @@ class TestStop:
 
 
 class TestPort:
+    @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+    def test_a_port_taken_by_a_muster_emulator_is_an_error_that_names_its_state(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(emulator, "healthy", lambda url: True)
+        with socket.socket() as listener:
+            listener.bind((emulator.HOST, 0))
+            listener.listen()
+            port = listener.getsockname()[1]
+            settings = {"GATEWAY_PORT": str(port), "MUSTER_LOG_DIR": str(tmp_path / "logs")}
+            with subprocess.Popen([sys.executable, "-c", SLEEP], env=settings) as child:
+                try:
+                    with pytest.raises(StackError, match="an emulator that is already running") as caught:
+                        emulator.require_free(port)
+                finally:
+                    child.kill()
+        assert f"MUSTER_STATE_DIR={tmp_path}" in str(caught.value.fix)
+
     def test_a_taken_port_is_an_error_that_names_the_option(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]

@@ -131,7 +131,7 @@ class TestUp:
     ) -> None:
         assert Stack(state_dir).ready() is None
         outputs = Stack(state_dir, variables={"page_size": 7}).up()
-        assert Stack(state_dir).ready() == outputs
+        assert Stack(state_dir).ready() is None, "a removed variable is not applied any more"
         assert Stack(state_dir, variables={"page_size": 7}).ready() == outputs
         assert Stack(state_dir, variables={"page_size": 8}).ready() is None
 
@@ -239,6 +239,17 @@ class TestUp:
         first, second = Stack(state_dir), Stack(state_dir)
         with first._locked(), pytest.raises(StackError, match="Another process"):
             second.up()
+
+    def test_an_up_that_fails_before_anything_started_leaves_no_folder(
+        self, fake: FakeTerraform, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def taken(port: int) -> None:
+            raise StackError("Port taken")
+
+        monkeypatch.setattr("muster.local.emulator.require_free", taken)
+        with pytest.raises(StackError, match="Port taken"):
+            Stack(state_dir, port=4599).up()
+        assert not state_dir.exists()
 
     def test_a_folder_with_other_files_is_left_unchanged(self, fake: FakeTerraform, state_dir: Path) -> None:
         (state_dir / "source").mkdir(parents=True)
