@@ -57,9 +57,9 @@ _CONTENTS = (
     ".terraform.tfstate.lock.info",
     _TERRAFORM_DATA,
 )
-# How long Terraform may make no progress. The slowest resource, an SQS queue, takes up to 30 s. A start that
-# stalls twice ends within three minutes.
-_STALL_SECONDS = 40.0
+# How long one resource may take. The slowest, an SQS queue, takes 25 to 30 s. A start that stalls twice ends
+# within three minutes.
+_STALL_SECONDS = 45.0
 # Smaller than on AWS: here all Lambdas share the cores of one machine.
 _SMALL_SCALE: Mapping[str, Any] = {"audience_shards": 2, "partition_concurrency": 2, "batch_concurrency": 2}
 # The module and the folder that it reads, without the files that the user keeps there for AWS.
@@ -152,8 +152,8 @@ class Stack:
         """Start the stack, or update the running one, and return its outputs.
 
         A running stack gets the current code and Terraform, and keeps its data. When the first apply fails or
-        is interrupted, the emulator is stopped. When it makes no progress for 40 seconds, because an answer
-        was lost, `up` tries once more on a new emulator.
+        is interrupted, the emulator is stopped. When a resource takes more than 45 seconds, because an
+        answer was lost, `up` tries once more on a new emulator.
         """
         with self._locked():
             before = self.status()

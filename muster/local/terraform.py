@@ -80,8 +80,8 @@ class Terraform:
     ) -> None:
         """Find the binary. `environment` is the complete environment: Terraform inherits nothing else.
 
-        An apply, a destroy or a plan raises TerraformStalled when no resource makes progress for
-        `stall_seconds`: the AWS provider itself waits 300 s for a lost answer.
+        An apply, a destroy or a plan raises TerraformStalled when one resource takes `stall_seconds`, or
+        Terraform is silent for as long: the AWS provider itself waits 300 s for a lost answer.
         """
         self._stall_seconds = stall_seconds
         self._binary = find_binary()
@@ -188,7 +188,7 @@ class _View:
         self._progress = progress
         self._done = 0
         self._total = 0
-        self._doing = ""
+        self._begun: dict[str, float] = {}  # the resources in progress, oldest first
         self._moved = time.monotonic()
         self._errors: list[str] = []
         self._text: list[str] = []
@@ -200,13 +200,13 @@ class _View:
 
     @property
     def doing(self) -> str:
-        """The address of the last resource in progress; empty before the first."""
-        return self._doing
+        """The address of the resource that has been in progress for longest; empty if there is none."""
+        return next(iter(self._begun), "")
 
     @property
     def idle_seconds(self) -> float:
-        """Seconds without progress. `apply_progress` only says that a resource is still in progress."""
-        return time.monotonic() - self._moved
+        """Seconds that this resource has been in progress. Without one, seconds since the last message."""
+        return time.monotonic() - next(iter(self._begun.values()), self._moved)
 
     def read(self, line: str) -> Mapping[str, Any] | None:
         try:
@@ -214,8 +214,7 @@ class _View:
         except ValueError:
             self._text.append(line)
             return None
-        if isinstance(message, dict) and message.get("type") != "apply_progress":
-            self._moved = time.monotonic()
+        self._moved = time.monotonic()
         match message:
             case {"type": "change_summary", "changes": {"operation": "plan"} as planned}:
                 self._total = planned["add"] + planned["change"] + planned["remove"]
@@ -223,9 +222,12 @@ class _View:
                 pass  # data sources, which the plan does not count
             case {"type": "apply_start" | "apply_progress", "hook": {"resource": {"addr": address}, **hook}}:
                 seconds = f", {hook['elapsed_seconds']} s" if "elapsed_seconds" in hook else ""
-                self._doing = address
+                self._begun.setdefault(address, time.monotonic())
                 self._progress.detail(f"{self._done}/{self._total} {address}{seconds}")
+            case {"type": "apply_errored", "hook": {"resource": {"addr": address}}}:
+                self._begun.pop(address, None)
             case {"type": "apply_complete", "hook": {"resource": {"addr": address}}}:
+                self._begun.pop(address, None)
                 self._done += 1
                 self._progress.detail(f"{self._done}/{self._total} {address}")
             case {"type": "diagnostic", "diagnostic": {"severity": "error"} as diagnostic}:
@@ -272,7 +274,7 @@ def _read_lines(process: subprocess.Popen[str], lines: queue.Queue[str | None]) 
 def _next_line(lines: queue.Queue[str | None], view: _View, limit: float | None) -> str | None:
     """Return the next line, or None after the last.
 
-    Raises TerraformStalled when no resource has made progress for `limit` seconds.
+    Raises TerraformStalled when a resource has been in progress for `limit` seconds, or Terraform silent.
     """
     while True:
         left = None if limit is None else limit - view.idle_seconds

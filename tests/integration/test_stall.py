@@ -57,7 +57,7 @@ def test_up_starts_afresh_when_an_answer_is_lost(tmp_path: Path, lose: Lose) -> 
         stack.up()
         assert time.monotonic() - began < SECONDS
         (afresh,) = [step for step in steps.steps if step.startswith("Starting again on a new emulator")]
-        assert "no progress for 40 s" in afresh
+        assert "no progress for 45 s" in afresh
         assert "aws_lambda_function" in afresh
     finally:
         stack.down()

@@ -212,6 +212,18 @@ class TestStall:
         assert time.monotonic() - began < 10
         assert fake.was_interrupted
 
+    def test_progress_of_other_resources_does_not_hide_it(self, fake: FakeTerraform, tmp_path: Path) -> None:
+        others = [
+            change(what, f"aws_sns_topic.number{n}")
+            for n in range(9)
+            for what in ("apply_start", "apply_complete")
+        ]
+        lines = [planned(add=10), change("apply_start", "aws_sqs_queue.offline"), *others]
+        fake.says("apply", lines=lines, seconds=60)
+        stalling = Terraform(tmp_path, environment=os.environ, stall_seconds=1)
+        with pytest.raises(TerraformStalled, match=r"at aws_sqs_queue\.offline"):
+            stalling.apply()
+
     def test_a_download_has_no_limit(self, fake: FakeTerraform, tmp_path: Path) -> None:
         fake.says("init", seconds=0.5)
         Terraform(tmp_path, environment=os.environ, stall_seconds=0.1).init()
