@@ -5,7 +5,7 @@ locals {
   metric_alarms = merge(
     {
       broadcasts-failed = {
-        summary    = "A broadcast failed: it may have reached nobody."
+        summary    = "A broadcast failed: it may have reached no recipient."
         namespace  = "AWS/States"
         metric     = "ExecutionsFailed"
         dimensions = local.metric_dimensions.machines.broadcast
@@ -26,7 +26,7 @@ locals {
         threshold  = 1
       }
       connections-failed = {
-        summary    = "Clients with a good token are turned away by an error."
+        summary    = "Clients with a valid token cannot connect because of an error."
         namespace  = local.metrics_namespace
         metric     = "ConnectionsFailed"
         dimensions = local.metric_dimensions.muster
@@ -44,7 +44,7 @@ locals {
         minutes    = 5
       }
       messages-failed = {
-        summary    = "Messages of clients, alerts among them, are answered with an error of the server."
+        summary    = "Client messages, which may be alerts, are answered with a server error."
         namespace  = local.metrics_namespace
         metric     = "ClientMessagesFailed"
         dimensions = local.metric_dimensions.muster
@@ -52,7 +52,7 @@ locals {
         minutes    = 5
       }
       gateway-errors = {
-        summary    = "API Gateway cannot call a function: nobody connects, or no message is answered."
+        summary    = "API Gateway cannot call a function: no client can connect, or no message is answered."
         namespace  = "AWS/ApiGateway"
         metric     = "ExecutionError"
         dimensions = local.metric_dimensions.api
@@ -60,7 +60,7 @@ locals {
         minutes    = 5
       }
       client-errors = {
-        summary    = "API Gateway itself refuses clients: they meet a limit, or speak another protocol."
+        summary    = "API Gateway itself rejects clients: they exceed a limit, or use another protocol."
         namespace  = "AWS/ApiGateway"
         metric     = "ClientError"
         dimensions = local.metric_dimensions.api
@@ -76,7 +76,7 @@ locals {
         threshold  = 1000 * var.alarm_thresholds.broadcast_seconds
       }
       offline-queue-age = {
-        summary    = "Nobody takes what is in the offline queue, and SQS will drop it."
+        summary    = "No consumer reads the SQS queue for offline users, and SQS will delete its messages."
         namespace  = "AWS/SQS"
         metric     = "ApproximateAgeOfOldestMessage"
         dimensions = local.metric_dimensions.queues.queue
@@ -86,7 +86,7 @@ locals {
         missing    = "ignore"
       }
       dead-letters = {
-        summary    = "A consumer of the offline queue failed five times to handle a message."
+        summary    = "A consumer of the SQS queue for offline users failed five times to process a message."
         namespace  = "AWS/SQS"
         metric     = "ApproximateNumberOfMessagesVisible"
         dimensions = local.metric_dimensions.queues.dead_letters
@@ -95,7 +95,7 @@ locals {
         missing    = "ignore"
       }
       undeliverable = {
-        summary    = "SNS could not deliver a message about people who were not reached."
+        summary    = "SNS could not deliver a notification about users who were not reached."
         namespace  = "AWS/SQS"
         metric     = "ApproximateNumberOfMessagesVisible"
         dimensions = local.metric_dimensions.queues.undeliverable
@@ -108,7 +108,7 @@ locals {
       # Three: the number of attempts after a crash.
       for name, dimensions in local.awaited_functions : "${name}-errors" => {
         runbook    = "function-errors"
-        summary    = "Invocations of ${name} crash or time out; it answers what it merely refuses."
+        summary    = "Invocations of ${name} crash or time out. Rejected requests do not count."
         namespace  = "AWS/Lambda"
         metric     = "Errors"
         dimensions = dimensions
@@ -119,7 +119,7 @@ locals {
     {
       for name, dimensions in local.awaited_functions : "${name}-throttles" => {
         runbook    = "function-throttles"
-        summary    = "Lambda refuses to run ${name}: a limit of concurrency is reached."
+        summary    = "Lambda throttles ${name}: a concurrency limit is reached."
         namespace  = "AWS/Lambda"
         metric     = "Throttles"
         dimensions = dimensions
@@ -135,7 +135,7 @@ locals {
       } :
       "fanout-${name}" => {
         runbook    = "fanout-failures"
-        summary    = "Fan-outs fail: broadcasts are slow, and about to leave people out."
+        summary    = "Fan-outs fail: broadcasts are slow, and recipients may be skipped."
         namespace  = "AWS/States"
         metric     = metric
         dimensions = local.metric_dimensions.machines.fanout
@@ -146,7 +146,7 @@ locals {
     {
       for name, dimensions in local.metric_dimensions.machines : "${name}-throttled" => {
         runbook    = "machine-throttles"
-        summary    = "Step Functions holds ${name} back: broadcasts are late."
+        summary    = "Step Functions throttles ${name}: broadcasts are late."
         namespace  = "AWS/States"
         metric     = "ExecutionThrottled"
         dimensions = dimensions
@@ -156,7 +156,7 @@ locals {
     },
   )
 
-  # Nothing depends on disconnect: the next post or the ttl deletes what it leaves.
+  # Nothing depends on disconnect: the next post or the ttl removes the row.
   awaited_functions = { for name, dimensions in local.metric_dimensions.functions : name => dimensions if name != "disconnect" }
 
   # Each is `threshold` percent or more of the sum of `of`, once `metric` itself counts `least` within five minutes. All
@@ -170,7 +170,7 @@ locals {
       threshold = var.alarm_thresholds.undelivered_percent
     }
     connections-refused = {
-      summary   = "Most clients are turned away: their tokens or users do not hold."
+      summary   = "Most clients are rejected: their tokens are invalid, or their users may not connect."
       metric    = "ConnectionsRefused"
       of        = ["ConnectionsOpened", "ConnectionsRefused", "ConnectionsFailed"]
       least     = 20
@@ -186,7 +186,7 @@ locals {
   runbook = "See docs/operations.md#"
 }
 
-# MiniStack returns only part of an alarm, which would show as a change in every plan.
+# MiniStack returns only a part of an alarm, which would be a change in every plan.
 resource "aws_cloudwatch_metric_alarm" "this" {
   for_each = { for name, alarm in local.metric_alarms : name => alarm if var.execute_api_url == null }
 

@@ -1,5 +1,5 @@
 locals {
-  # Route key -> the function that answers it. `replies` sends the function's answer back to the client.
+  # Route key -> the function that handles it. With `replies`, its answer is sent to the client.
   routes = {
     "$connect"    = { function = "connect", replies = false }
     "$disconnect" = { function = "disconnect", replies = false }
@@ -57,7 +57,7 @@ resource "aws_lambda_permission" "route" {
   principal           = "apigateway.amazonaws.com"
   source_arn          = "${local.stage_execution_arn}/${each.key}"
 
-  # When snap_start changes, the old one serves until the new one does: publishing takes minutes.
+  # When snap_start changes, the old version serves until the new one is published, which takes minutes.
   lifecycle {
     create_before_destroy = true
   }

@@ -16,7 +16,7 @@ resource "aws_apigatewayv2_domain_name" "this" {
   lifecycle {
     precondition {
       condition     = split(":", var.custom_domain.certificate_arn)[3] == local.region
-      error_message = "custom_domain: the certificate is in ${split(":", var.custom_domain.certificate_arn)[3]}, and must be in ${local.region}, where the API is."
+      error_message = "custom_domain: the certificate is in ${split(":", var.custom_domain.certificate_arn)[3]}, but must be in ${local.region}, as the API."
     }
   }
 }

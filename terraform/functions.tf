@@ -1,9 +1,9 @@
 locals {
   tables_environment = { for name, table in local.table_names : name => { "${upper(name)}_TABLE" = table } }
 
-  # Seconds that an invocation may take: by default, which is also the least, and at most. Below 10 s, calls to AWS that
-  # are repeated would be cut off (functions/shared/clients.py). API Gateway waits 29 s for an answer; a state of
-  # ../statemachines waits 3 s longer than its function may take, and the pace of posting counts on all of deliver's 30 s.
+  # Time-outs in seconds: the default, which is also the minimum, and the maximum. With less than 10 s, retried calls to
+  # AWS would be cut off (functions/shared/clients.py). API Gateway waits 29 s for an answer. A state of ../statemachines
+  # waits 3 s longer than the maximum, and the pace of posting relies on deliver's 30 s.
   timeouts = {
     connect    = { default = 10, longest = 29 }
     disconnect = { default = 10, longest = 29 }
@@ -13,7 +13,7 @@ locals {
     offline    = { default = 30, longest = 30 }
   }
 
-  # What var.functions gives a function, over what holds for all.
+  # The settings of a function in var.functions, or the common ones.
   sizes = {
     for name, timeout in local.timeouts : name => {
       memory_mb            = coalesce(try(var.functions[name].memory_mb, null), var.lambda_memory_mb)
@@ -22,14 +22,14 @@ locals {
     }
   }
 
-  # The service's name is the metrics' dimension and the traces' annotation: it tells deployments apart.
+  # The service's name is the dimension of metrics and the annotation of traces, which distinguish deployments.
   telemetry_environment = {
     POWERTOOLS_LOG_LEVEL         = var.log_level
     POWERTOOLS_METRICS_NAMESPACE = local.metrics_namespace
     POWERTOOLS_SERVICE_NAME      = var.name_prefix
   }
 
-  # Each function is functions/<name>.py. `statements` is all that it may do beside logging and tracing.
+  # Each function is functions/<name>.py. `statements` is everything that it may do except logging and tracing.
   functions = {
     connect = {
       description = "Verifies the token and stores the connection."
@@ -130,7 +130,7 @@ locals {
           { actions = ["dynamodb:Query"], resources = ["${local.table_arns.connections}/index/UserIndex"] },
           { actions = ["dynamodb:UpdateItem"], resources = [local.table_arns.messages] },
           {
-            # It calls PublishBatch, for which AWS asks for sns:Publish, and MiniStack for an action that AWS does not have.
+            # PublishBatch requires sns:Publish on AWS, and on MiniStack an action that AWS does not have.
             actions   = concat(["sns:Publish"], var.execute_api_url == null ? [] : ["sns:PublishBatch"])
             resources = [aws_sns_topic.offline.arn]
           },

@@ -18,7 +18,7 @@ resource "aws_lambda_layer_version" "dependencies" {
   lifecycle {
     precondition {
       condition     = local.bundle != null && alltrue([for zip in [local.functions_zip, local.layer_zip] : fileexists(zip)])
-      error_message = "No functions.zip, layer.zip or bundle.json in ${var.bundle_dir}: run `make build`, or point bundle_dir to the folder that has them."
+      error_message = "No functions.zip, layer.zip or bundle.json in ${var.bundle_dir}: run `make build`, or set bundle_dir to the folder that contains them."
     }
 
     precondition {
@@ -34,7 +34,7 @@ resource "aws_lambda_layer_version" "dependencies" {
         [local.bundle.runtime, local.bundle.architecture] == [var.lambda_runtime, var.lambda_architecture],
         false,
       )
-      error_message = "The bundle in ${var.bundle_dir} is for ${try("${local.bundle.runtime} on ${local.bundle.architecture}", "nothing that its bundle.json names")}; lambda_runtime and lambda_architecture ask for ${var.lambda_runtime} on ${var.lambda_architecture}. Run `.venv/bin/muster build --runtime ${var.lambda_runtime} --arch ${var.lambda_architecture}`."
+      error_message = "The bundle in ${var.bundle_dir} is for ${try("${local.bundle.runtime} on ${local.bundle.architecture}", "an unknown runtime")}; lambda_runtime and lambda_architecture require ${var.lambda_runtime} on ${var.lambda_architecture}. Run `.venv/bin/muster build --runtime ${var.lambda_runtime} --arch ${var.lambda_architecture}`."
     }
   }
 }

@@ -1,8 +1,8 @@
 locals {
-  # Built from names: the queues' policies and the key's policy speak of what does not exist yet.
+  # Built from names, because the policies of the queues and of the key are created first.
   offline_topic_arn = "arn:${data.aws_partition.current.partition}:sns:${local.arn_scope}:${var.name_prefix}-offline"
 
-  # What each protocol takes as its endpoint. A function's version $LATEST takes no permission [Lambda AddPermission].
+  # The form of each protocol's endpoint. The version $LATEST of a function allows no permission [Lambda AddPermission].
   subscriber_endpoints = {
     email    = "^[^@\\s]+@[^@\\s]+$"
     firehose = "^arn:[a-z-]+:firehose:[a-z0-9-]+:\\d{12}:deliverystream/[A-Za-z0-9_.-]+$"
@@ -12,8 +12,8 @@ locals {
     sqs      = "^arn:[a-z-]+:sqs:[a-z0-9-]+:\\d{12}:[A-Za-z0-9_-]+$"
   }
 
-  # Allows no caller; only takes plain HTTP away from those that their own policies allow. It never matches at an
-  # endpoint other than AWS, which may speak nothing else.
+  # Denies plain HTTP, and allows nothing. The condition never matches at an endpoint other than AWS, which may have
+  # no TLS.
   deny_plain_http = {
     Sid       = "DenyPlainHttp"
     Effect    = "Deny"
@@ -23,8 +23,8 @@ locals {
 }
 
 # The fallback of every broadcast: users who were not reached are published here, for SMS, push or mail subscribers.
-# Without a key of yours the AWS managed one: every role of the account that may publish may use it, and SNS decrypts
-# before it delivers, so that queues of any encryption can subscribe.
+# Without kms_key_arn it uses the AWS managed key: every role of the account that may publish may use it. SNS decrypts
+# before it delivers, so queues with any encryption can subscribe.
 resource "aws_sns_topic" "offline" {
   name              = "${var.name_prefix}-offline"
   kms_master_key_id = coalesce(var.kms_key_arn, "alias/aws/sns")
@@ -54,7 +54,7 @@ resource "aws_sns_topic_subscription" "subscriber" {
     deadLetterTargetArn = aws_sqs_queue.offline_undeliverable.arn
   })
 
-  # What is published before SNS may invoke a function would go to the undeliverable.
+  # A notification that is published before SNS may invoke the function would become undeliverable.
   depends_on = [aws_lambda_permission.subscriber]
 }
 

@@ -30,8 +30,8 @@ locals {
   sqs_longest_retention_seconds = 14 * 86400
 }
 
-# Subscribed from the start, so that nothing published is lost while nobody else subscribes.
-# Every queue is encrypted by the key or, without one, by SQS's own: SNS may not use the AWS managed key aws/sqs.
+# Subscribed from the start, so that no notification is lost while there is no other subscriber.
+# Every queue is encrypted with kms_key_arn or, without it, with SQS's own key: SNS may not use the AWS managed aws/sqs.
 resource "aws_sqs_queue" "offline" {
   name                       = local.offline_queue_names.queue
   message_retention_seconds  = min(local.message_retention_seconds, local.sqs_longest_retention_seconds)
@@ -48,7 +48,7 @@ resource "aws_sqs_queue" "offline" {
   })
 }
 
-# What a consumer received five times without deleting it.
+# Messages that a consumer received five times without deleting them.
 resource "aws_sqs_queue" "offline_dead_letters" {
   name                      = local.offline_queue_names.dead_letters
   message_retention_seconds = local.sqs_longest_retention_seconds
@@ -63,7 +63,7 @@ resource "aws_sqs_queue" "offline_dead_letters" {
   })
 }
 
-# What the topic could not deliver to a subscriber. Apart from the other, because SQS can only move messages back to a queue.
+# What the topic could not deliver to a subscriber. Separate, because SQS can move messages back only to a queue.
 resource "aws_sqs_queue" "offline_undeliverable" {
   name                      = local.offline_queue_names.undeliverable
   message_retention_seconds = local.sqs_longest_retention_seconds

@@ -54,7 +54,7 @@ resource "aws_xray_group" "this" {
       condition = alltrue([
         for key, value in data.aws_default_tags.current.tags : !strcontains("${key}${value}", "@") && length(value) <= 255
       ])
-      error_message = "The provider's default_tags: X-Ray refuses ${join(", ", [
+      error_message = "The provider's default_tags: X-Ray rejects ${join(", ", [
         for key, value in data.aws_default_tags.current.tags : jsonencode(key)
         if strcontains("${key}${value}", "@") || length(value) > 255
       ])}, because of an @ or of more than 255 characters. Set these tags by the variable tags, which the X-Ray group leaves out."

@@ -1,6 +1,6 @@
 locals {
-  # Requests per second, and the burst above them, that an account may make in a region over all of its APIs, posts to
-  # connections included, until AWS raises it [Amazon API Gateway quotas,
+  # The default quota of an account in a region, over all of its APIs and including posts to connections: requests per
+  # second, and the burst above them [Amazon API Gateway quotas,
   # https://docs.aws.amazon.com/apigateway/latest/developerguide/limits.html, read on 2026-11-25].
   default_quota = { rate = 10000, burst = 5000 }
 

@@ -13,7 +13,7 @@ data "aws_service" "used" {
   service_id = each.value
 }
 
-# A warning, not an error: what a new region has may be newer than the provider.
+# A warning, not an error: a new region may have services that this version of the provider does not know.
 check "region" {
   assert {
     condition     = alltrue([for service in data.aws_service.used : service.supported])
@@ -24,7 +24,7 @@ check "region" {
 locals {
   region = data.aws_region.current.id
 
-  # The middle of every ARN that is built from a name rather than read from its resource. That is done only where two
-  # resources name each other (a machine and its functions, a queue and its policy), or it would be a cycle.
+  # The middle part of ARNs that are built from names, because two resources refer to each other (a state machine and
+  # its functions, a queue and its policy), which would be a cycle.
   arn_scope = "${local.region}:${data.aws_caller_identity.current.account_id}"
 }

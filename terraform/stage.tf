@@ -15,8 +15,8 @@ locals {
 
   stage_execution_arn = "${aws_apigatewayv2_api.this.execution_arn}/${var.stage_name}"
 
-  # Whatever a deployment takes a copy of. Named one by one: a whole resource holds computed values, whose drift
-  # would redeploy for nothing.
+  # What a deployment copies. Each attribute is named: a whole resource contains computed values, whose drift would
+  # cause needless deployments.
   deployed = {
     route_selection_expression   = aws_apigatewayv2_api.this.route_selection_expression
     disable_execute_api_endpoint = local.closes_default_endpoint
@@ -32,7 +32,7 @@ locals {
   }
 }
 
-# A stage serves what was deployed last: changes reach clients only through a new deployment.
+# A stage serves its last deployment, so changes need a new one.
 resource "aws_apigatewayv2_deployment" "this" {
   api_id = aws_apigatewayv2_api.this.id
 
@@ -45,7 +45,7 @@ resource "aws_apigatewayv2_deployment" "this" {
   }
 }
 
-# X-Ray is not offered on WebSocket stages: traces start in the functions.
+# WebSocket stages do not support X-Ray: traces start in the functions.
 resource "aws_apigatewayv2_stage" "this" {
   api_id        = aws_apigatewayv2_api.this.id
   name          = var.stage_name
@@ -55,7 +55,7 @@ resource "aws_apigatewayv2_stage" "this" {
   default_route_settings {
     throttling_rate_limit  = local.throttling_rate
     throttling_burst_limit = local.throttling_burst
-    # Execution logs would hold the query string, and with it the token.
+    # Execution logs would contain the query string, and with it the token.
     logging_level      = "OFF"
     data_trace_enabled = false
   }

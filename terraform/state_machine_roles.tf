@@ -1,12 +1,12 @@
 locals {
-  # The action takes no resource; its namespace is all that can be narrowed.
+  # The action supports no resource; only its namespace can be restricted.
   metrics_statement = {
     actions    = ["cloudwatch:PutMetricData"]
     resources  = ["*"]
     conditions = { StringEquals = { "cloudwatch:namespace" = [local.metrics_namespace] } }
   }
 
-  # What Step Functions asks of a machine's role before it delivers logs and traces; none can be narrowed to a resource.
+  # What Step Functions requires to deliver logs and traces. None of it can be restricted to a resource.
   state_machine_telemetry = {
     actions = [
       "logs:CreateLogDelivery",
@@ -41,8 +41,8 @@ resource "aws_iam_role" "state_machine" {
       Effect    = "Allow"
       Principal = { Service = "states.amazonaws.com" }
       Action    = "sts:AssumeRole"
-      # The form that AWS gives [Creating an IAM role for your state machine]. Passing the role to another machine of the
-      # account takes iam:PassRole on it.
+      # As AWS documents it [Creating an IAM role for your state machine]. Passing the role to another state machine of
+      # the account requires iam:PassRole on it.
       Condition = {
         ArnLike      = { "aws:SourceArn" = "arn:${data.aws_partition.current.partition}:states:${local.arn_scope}:stateMachine:*" }
         StringEquals = { "aws:SourceAccount" = data.aws_caller_identity.current.account_id }
@@ -67,8 +67,8 @@ resource "aws_iam_role_policy" "state_machine" {
   })
 }
 
-# What Step Functions checks when it makes a machine. Apart from the rest, which names functions: it is there while they are
-# made, and IAM has spread it by the time of the machine. The provider does not repeat a KmsAccessDeniedException.
+# What Step Functions checks when a state machine is created. Separate from the other policy, which names functions: this
+# one is created before them, so that IAM has spread it in time. The provider does not retry a KmsAccessDeniedException.
 resource "aws_iam_role_policy" "state_machine_telemetry" {
   for_each = local.state_machines
 

@@ -61,7 +61,7 @@ locals {
     name => "arn:${data.aws_partition.current.partition}:states:${local.arn_scope}:stateMachine:${var.name_prefix}-${name}"
   }
 
-  # Decoded and encoded again, so that bad JSON fails the plan. An execution refuses an integration of another partition.
+  # Decoded and encoded again, so that invalid JSON fails the plan. ARNs of integrations must be of the own partition.
   state_machine_definitions = {
     for name, machine in local.state_machines : name => jsonencode(jsondecode(replace(
       templatefile("${path.module}/../statemachines/${name}.asl.json", machine.variables),
@@ -80,7 +80,7 @@ resource "aws_sfn_state_machine" "this" {
   definition = local.state_machine_definitions[each.key]
   tags       = var.tags
 
-  # MiniStack forgets this setting, which would show as a change in every plan; no endpoint but AWS has X-Ray anyway.
+  # MiniStack drops this setting, which would be a change in every plan. Only AWS has X-Ray.
   dynamic "tracing_configuration" {
     for_each = var.execute_api_url == null ? [true] : []
 
@@ -93,18 +93,18 @@ resource "aws_sfn_state_machine" "this" {
     type       = var.kms_key_arn == null ? "AWS_OWNED_KEY" : "CUSTOMER_MANAGED_KMS_KEY"
     kms_key_id = var.kms_key_arn
 
-    # AWS's default, which would otherwise show as a change in every plan.
+    # AWS's default, which would otherwise be a change in every plan.
     kms_data_key_reuse_period_seconds = var.kms_key_arn == null ? null : 300
   }
 
-  # Without execution data: payloads never reach a log.
+  # Without execution data, so that payloads never reach a log.
   logging_configuration {
     level                  = "ERROR"
     include_execution_data = false
     log_destination        = "${aws_cloudwatch_log_group.state_machine[each.key].arn}:*"
   }
 
-  # Step Functions refuses a machine whose role may not deliver its logs.
+  # Step Functions rejects a state machine whose role may not deliver its logs.
   depends_on = [aws_iam_role_policy.state_machine, aws_iam_role_policy.state_machine_telemetry]
 }
 

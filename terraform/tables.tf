@@ -1,5 +1,5 @@
 locals {
-  # What fanout reads of a connection; each index leaves out its own key, which it always projects.
+  # What fanout reads of a connection. An index always projects its own key.
   fanout_attributes = ["connectedAt", "role", "shelterId", "ttl", "userId"]
 
   # Every key attribute is a string. An index without `projection` projects the attributes that fanout reads.
@@ -28,7 +28,7 @@ locals {
     }
   }
 
-  # Those that exist already, which this module neither makes nor changes.
+  # Existing tables, which this module neither creates nor changes.
   existing_tables = { for name, table in var.existing_tables : name => table if table != null }
 
   # Of every table, created by this module or not.
@@ -50,7 +50,7 @@ locals {
   message_retention_seconds = var.message_retention_days * 86400
 }
 
-# Read so that a wrong table fails the plan, rather than every handshake.
+# Read so that a wrong table fails the plan instead of every handshake.
 data "aws_dynamodb_table" "existing" {
   for_each = local.existing_tables
 
@@ -80,7 +80,7 @@ resource "aws_dynamodb_table" "this" {
   stream_view_type = try(each.value.stream_view_type, null)
   tags             = var.tags
 
-  # Connections too: without their rows a broadcast reaches nobody until every client has connected again.
+  # Connections too: without their rows a broadcast reaches no client until each has connected again.
   deletion_protection_enabled = var.deletion_protection
 
   dynamic "attribute" {
@@ -111,7 +111,7 @@ resource "aws_dynamodb_table" "this" {
     }
   }
 
-  # DynamoDB deletes an expired item up to two days late: readers filter on ttl as well.
+  # DynamoDB deletes expired items up to two days late, so readers also filter on ttl.
   dynamic "ttl" {
     for_each = can(each.value.expires) ? ["ttl"] : []
 
@@ -121,8 +121,8 @@ resource "aws_dynamodb_table" "this" {
     }
   }
 
-  # Without a key of yours, `enabled = false` is the key that DynamoDB owns, which is free. `true` would be aws/dynamodb,
-  # whose requests KMS charges [DynamoDB encryption at rest]. Without this block, the provider would leave a table as it is.
+  # Without kms_key_arn, `enabled = false` selects the key that DynamoDB owns, which is free. `true` would select
+  # aws/dynamodb, for which KMS charges [DynamoDB encryption at rest]. Without this block, a table would keep its key.
   server_side_encryption {
     enabled     = var.kms_key_arn != null
     kms_key_arn = var.kms_key_arn

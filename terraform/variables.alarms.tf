@@ -14,16 +14,16 @@ variable "alarm_actions" {
 
   validation {
     condition     = alltrue([for arn in var.alarm_actions : try(split(":", arn)[3] == local.region, true)])
-    error_message = "alarm_actions must be topics of the region that the alarms are in, ${local.region}."
+    error_message = "alarm_actions must be topics of the region of the alarms, ${local.region}."
   }
 }
 
 variable "alarm_thresholds" {
   description = <<-EOT
-    When it is too much, where that depends on your people: undelivered_percent of the posts of five minutes failed,
-    refused_percent of the connects of five minutes refused, offline_age_seconds that a message waits in the offline
-    queue (null: half of what the queue keeps), client_errors of five minutes that API Gateway answers itself,
-    broadcast_seconds from the start of a broadcast to its end.
+    Alarm thresholds that depend on your user base. undelivered_percent: failed posts within five minutes.
+    refused_percent: rejected connects within five minutes. offline_age_seconds: age of the oldest message in the SQS
+    queue for offline users (null: half of the queue's retention). client_errors: errors within five minutes with which
+    API Gateway itself answers clients. broadcast_seconds: time from the start of a broadcast to its end.
   EOT
   type = object({
     undelivered_percent = optional(number, 10)

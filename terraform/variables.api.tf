@@ -1,5 +1,5 @@
 variable "stage_name" {
-  description = "Stage of the WebSocket API; the last part of its address."
+  description = "Stage of the WebSocket API: the last part of its address."
   type        = string
   default     = "live"
   nullable    = false
@@ -11,12 +11,12 @@ variable "stage_name" {
 }
 
 variable "allowed_origins" {
-  description = "Sites whose web pages may connect, such as https://app.example.org, and web views of apps, such as capacitor://localhost; empty allows every site. Clients that are no browsers send no Origin and pass: the token decides about them."
+  description = "Sites whose web pages may connect, such as https://app.example.org, and web views of apps, such as capacitor://localhost. An empty list allows every site. Clients other than browsers send no Origin header: only their token is checked."
   type        = list(string)
   default     = []
   nullable    = false
 
-  # As browsers write an Origin, since the two are compared letter by letter: lower case, no default port, no path.
+  # The comparison is exact, and browsers write an Origin in lower case, without default port or path.
   validation {
     condition = alltrue([
       for origin in var.allowed_origins :
@@ -27,7 +27,7 @@ variable "allowed_origins" {
     error_message = "allowed_origins must be written as browsers do, https://host or https://host:port in lower case, or the web view of an app, such as capacitor://localhost, without a path, a trailing slash, a * or the default port (http:// for localhost and 127.0.0.1 only)."
   }
 
-  # A function's whole environment may take 4 KB.
+  # All environment variables of a function may take 4 KB [Lambda quotas].
   validation {
     condition     = try(length(join(",", var.allowed_origins)) <= 2000, true)
     error_message = "allowed_origins must be at most 2,000 characters in all."
@@ -35,7 +35,7 @@ variable "allowed_origins" {
 }
 
 variable "throttling_rate_limit" {
-  description = "Requests per second that each route takes. null: the region's default quota, 10,000 or 2,500, which every API of the account shares."
+  description = "Requests per second that each route accepts. null: the region's default quota, 10,000 or 2,500, which every API of the account shares."
   type        = number
   default     = null
 
@@ -46,7 +46,7 @@ variable "throttling_rate_limit" {
 }
 
 variable "throttling_burst_limit" {
-  description = "Requests that each route takes at once above the rate. null: the region's default burst quota, 5,000 or 1,250."
+  description = "Requests that each route accepts at once above the rate. null: the region's default burst quota, 5,000 or 1,250."
   type        = number
   default     = null
 

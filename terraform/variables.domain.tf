@@ -1,10 +1,10 @@
 variable "custom_domain" {
   description = <<-EOT
-    Domain name at which clients open the API: domain_name, such as live.example.org, and certificate_arn, an ACM
-    certificate for it in the API's region. With zone, its Route 53 zone, the record is made too; without, point one at
-    the output custom_domain_target. The default endpoint (execute-api) stays open beside it, and functions post there.
-    With close_default_endpoint it answers 403 to clients and posts alike, and functions post to the custom domain: set
-    it in a later apply, once clients connect at the domain.
+    Domain name at which clients connect: domain_name, such as live.example.org, and certificate_arn, an ACM certificate
+    for it in the API's region. With zone, its Route 53 zone, the module creates the record too. Without zone, point a
+    record at the output custom_domain_target. The default endpoint (execute-api) stays open, and functions post there.
+    With close_default_endpoint it answers 403 to clients and posts, and functions post to the custom domain: set it in
+    a later apply, when clients connect at the domain.
   EOT
   type = object({
     domain_name     = string
@@ -32,6 +32,6 @@ variable "custom_domain" {
 
   validation {
     condition     = var.custom_domain == null || var.execute_api_url == null
-    error_message = "custom_domain is for AWS only; execute_api_url says that the endpoint is another."
+    error_message = "custom_domain is for AWS only, and execute_api_url names another endpoint."
   }
 }

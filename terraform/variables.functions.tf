@@ -6,7 +6,7 @@ variable "bundle_dir" {
 }
 
 variable "lambda_runtime" {
-  description = "Runtime of every function; layer.zip must be built for the same one."
+  description = "Runtime of every function. layer.zip must be built for it."
   type        = string
   default     = "python3.13"
   nullable    = false
@@ -18,7 +18,7 @@ variable "lambda_runtime" {
 }
 
 variable "lambda_architecture" {
-  description = "Instruction set of every function; layer.zip must be built for the same one."
+  description = "Instruction set of every function. layer.zip must be built for it."
   type        = string
   default     = "arm64"
   nullable    = false
@@ -30,7 +30,7 @@ variable "lambda_architecture" {
 }
 
 variable "lambda_memory_mb" {
-  description = "Memory of every function that `functions` gives none. 512 MB are about 0.3 vCPU, several times what deliver needs to post at its pace."
+  description = "Memory of every function for which `functions` sets none. 512 MB are about 0.3 vCPU, several times what deliver needs to post at its pace."
   type        = number
   default     = 512
   nullable    = false
@@ -43,10 +43,10 @@ variable "lambda_memory_mb" {
 
 variable "functions" {
   description = <<-EOT
-    What differs from function to function, by name: accept, connect, default, deliver, disconnect or offline.
-    memory_mb instead of lambda_memory_mb. timeout_seconds, where there is room: 10 to 29 for connect, disconnect and
-    default, 10 to 12 for accept. reserved_concurrency keeps so many of the account's concurrent invocations for the
-    function and gives it no more; without it, it shares the account's.
+    Settings of single functions, by name: accept, connect, default, deliver, disconnect or offline. memory_mb replaces
+    lambda_memory_mb. timeout_seconds may be 10 to 29 for connect, disconnect and default, and 10 to 12 for accept.
+    reserved_concurrency reserves this number of the account's concurrent invocations for the function, and limits it
+    to them; without it, the function shares the account's.
   EOT
   type = map(object({
     memory_mb            = optional(number)
@@ -74,7 +74,7 @@ variable "functions" {
       for name, seconds in { for name, function in var.functions : name => function.timeout_seconds if try(function.timeout_seconds, null) != null } :
       try(seconds >= local.timeouts[name].default && seconds <= local.timeouts[name].longest && floor(seconds) == seconds, true)
     ])
-    error_message = "functions: timeout_seconds must be a whole number within what the callers wait: ${join(", ", [for name, timeout in local.timeouts : "${name} ${timeout.default} to ${timeout.longest}"])}. API Gateway gives up after 29 s, and the state machines 3 s after the longest of these."
+    error_message = "functions: timeout_seconds must be a whole number of seconds for which the callers wait: ${join(", ", [for name, timeout in local.timeouts : "${name} ${timeout.default} to ${timeout.longest}"])}. API Gateway gives up after 29 s, and the state machines 3 s after the longest of these."
   }
 
   validation {
@@ -82,10 +82,10 @@ variable "functions" {
       for reserved in [for function in values(var.functions) : function.reserved_concurrency if try(function.reserved_concurrency, null) != null] :
       reserved >= 1 && floor(reserved) == reserved
     ])
-    error_message = "functions: reserved_concurrency must be a whole number of at least 1; 0 would refuse every invocation."
+    error_message = "functions: reserved_concurrency must be a whole number of at least 1; 0 would reject every invocation."
   }
 
-  # With less, a single broadcast would be throttled by its own batches.
+  # With less, the batches of a single broadcast would throttle each other.
   validation {
     condition     = try(var.functions["deliver"].reserved_concurrency >= var.partition_concurrency * var.batch_concurrency, true)
     error_message = "functions: reserved_concurrency of deliver must be at least partition_concurrency times batch_concurrency, the invocations of one broadcast at a time."
@@ -98,7 +98,7 @@ variable "functions" {
 }
 
 variable "snap_start" {
-  description = "Whether functions start from a snapshot of their imports instead of importing anew; AWS charges for keeping and restoring the snapshots of every version."
+  description = "Whether functions start from a snapshot of their imports (SnapStart). AWS charges for keeping and restoring the snapshots of every version."
   type        = bool
   default     = false
   nullable    = false

@@ -1,14 +1,14 @@
 variable "jwt" {
   description = <<-EOT
-    How a client's token is verified. HS256, HS384 and HS512 use a shared secret of Secrets Manager: `secret`, with its
-    ARN and the customer managed key that encrypts it, if one does, or else one that this module creates. Its value is the
-    key itself and nothing else: the text as it is, or the bytes of a binary secret. JSON, such as {"key": "..."}, fails
-    every handshake with an error that says so; white space, a newline or quotation marks around the key are part of it,
-    with a warning in the log. RS256, RS384, RS512, ES256, ES384 and ES512 use the public keys at jwks_url, without
-    following redirects: those with use "sig" or none, for the algorithms named. A token without a kid is verified by
-    the only key without one.
-    Both are read every five minutes. While they cannot be read, the last ones are used for at most 24 hours.
-    The two families never mix: a verifier that takes both can be fooled into using a public key as a secret.
+    How tokens are verified. HS256, HS384 and HS512 use a shared secret in Secrets Manager: `secret` is its ARN and, if
+    it is encrypted with a customer managed key, that key's ARN. Without `secret`, this module creates one. Its value is
+    the key and nothing else: the text, or the bytes of a binary secret. With JSON, such as {"key": "..."}, every
+    handshake fails, and the log says why. White space, a newline or quotation marks around the key are part of the key;
+    the log contains a warning. RS256, RS384, RS512, ES256, ES384 and ES512 use the public keys at jwks_url, without
+    following redirects: keys with use "sig" or none, for the algorithms named. A token without a kid is verified with
+    the only key that has none.
+    Keys are read every five minutes. While they cannot be read, the last ones are used for at most 24 hours.
+    The two families cannot be mixed: a verifier that accepts both can be tricked into using a public key as a secret.
   EOT
   type = object({
     algorithms = optional(list(string), ["HS256"])
@@ -37,7 +37,7 @@ variable "jwt" {
     error_message = "jwt.issuer and jwt.audience must not be empty."
   }
 
-  # A function's whole environment may take 4 KB.
+  # All environment variables of a function may take 4 KB [Lambda quotas].
   validation {
     condition     = length(join("", compact([var.jwt.issuer, var.jwt.audience, var.jwt.jwks_url]))) <= 600
     error_message = "jwt.issuer, jwt.audience and jwt.jwks_url must be at most 600 characters in all."
@@ -45,11 +45,11 @@ variable "jwt" {
 
   validation {
     condition     = var.jwt.secret == null || try(alltrue([for algorithm in var.jwt.algorithms : startswith(algorithm, "HS")]), true)
-    error_message = "jwt.secret belongs to HS256, HS384 and HS512 only; RS... and ES... take jwks_url."
+    error_message = "jwt.secret is for HS256, HS384 and HS512 only; RS... and ES... need jwks_url."
   }
 
   validation {
-    # IAM compares the whole: without the six characters that AWS adds to the name, every handshake would be refused.
+    # IAM compares the whole ARN: without the six characters that AWS adds to the name, every handshake would fail.
     condition     = var.jwt.secret == null || can(regex("^arn:[a-z-]+:secretsmanager:[a-z0-9-]+:\\d{12}:secret:.+-[A-Za-z0-9]{6}$", var.jwt.secret.arn))
     error_message = "jwt.secret.arn must be the whole ARN of a Secrets Manager secret, with the hyphen and six characters at its end (arn:aws:secretsmanager:<region>:<account>:secret:<name>-<6 characters>)."
   }
@@ -61,16 +61,16 @@ variable "jwt" {
 
   validation {
     condition     = var.jwt.secret == null || try(split(":", var.jwt.secret.arn)[3] == local.region, true)
-    error_message = "jwt.secret.arn must be a secret of the region that everything else is in, ${local.region}."
+    error_message = "jwt.secret.arn must be a secret of the same region, ${local.region}."
   }
 
   validation {
     condition     = try((var.jwt.jwks_url != null) == anytrue([for algorithm in var.jwt.algorithms : !startswith(algorithm, "HS")]), true)
-    error_message = "jwt.jwks_url is required with RS... and ES..., and belongs to them only."
+    error_message = "jwt.jwks_url is required with RS... and ES..., and is not allowed with HS...."
   }
 
   validation {
     condition     = var.jwt.jwks_url == null || can(regex("^(https://[^/@\\s]+|http://127\\.0\\.0\\.1(:\\d+)?)(/\\S*)?$", var.jwt.jwks_url))
-    error_message = "jwt.jwks_url must start with https:// (http:// for 127.0.0.1 only), and hold no user name or password."
+    error_message = "jwt.jwks_url must start with https:// (http:// for 127.0.0.1 only), and must not contain a user name or password."
   }
 }

@@ -11,7 +11,7 @@ variable "log_level" {
 }
 
 variable "log_retention_days" {
-  description = "Days for which every log group keeps its events."
+  description = "Days for which each log group keeps its events."
   type        = number
   default     = 30
   nullable    = false
@@ -26,7 +26,7 @@ variable "log_retention_days" {
 }
 
 variable "access_logs" {
-  description = "Whether the WebSocket stage writes access logs; AWS asks for a CloudWatch role in the region's API Gateway account settings first."
+  description = "Whether the WebSocket stage writes access logs. AWS first requires a CloudWatch role in the region's API Gateway account settings."
   type        = bool
   default     = false
   nullable    = false

@@ -1,10 +1,11 @@
 variable "offline_subscribers" {
   description = <<-EOT
-    Who else gets what no open connection took, each under a name of your own, as schemas/offline-notification.schema.json
-    has it; to word it for people, subscribe a function. filter_policy is SNS's, as JSON, over the attributes type, reason,
-    role, shelterId and userId or, with filter_policy_scope MessageBody, over the notification. raw_message_delivery leaves
-    SNS's own envelope out. What cannot be delivered is kept in the queue offline-undeliverable. E-mail addresses and https
-    endpoints must confirm; a queue's own policy must let the topic send; a function is to be of this account and region.
+    Further subscribers to notifications about users who were not reached, by a name of your choice. A notification has
+    the form of schemas/offline-notification.schema.json; subscribe a function to turn it into a text for people.
+    filter_policy is SNS's, as JSON, over the attributes type, reason, role, shelterId and userId or, with
+    filter_policy_scope MessageBody, over the notification. raw_message_delivery omits SNS's envelope. The SQS queue
+    offline-undeliverable keeps what cannot be delivered. E-mail addresses and https endpoints must confirm. An SQS
+    queue's policy must allow the topic to send. A function must be in this account and region.
   EOT
   type = map(object({
     protocol              = string
@@ -19,7 +20,7 @@ variable "offline_subscribers" {
 
   validation {
     condition     = alltrue([for name, subscriber in var.offline_subscribers : can(regex("^[A-Za-z0-9_-]{1,64}$", name)) && subscriber != null])
-    error_message = "offline_subscribers: a name must be 1 to 64 letters, digits, hyphens and underscores, and stand for a protocol and an endpoint."
+    error_message = "offline_subscribers: a name must be 1 to 64 letters, digits, hyphens and underscores, and have a protocol and an endpoint."
   }
 
   validation {
@@ -35,10 +36,10 @@ variable "offline_subscribers" {
     error_message = "offline_subscribers: endpoint must be the whole ARN of a firehose delivery stream, lambda function or sqs standard queue, an email address, an https:// address, or for sms a number like +15551230000."
   }
 
-  # Its permission is made here.
+  # The permission is created here.
   validation {
     condition     = alltrue([for subscriber in var.offline_subscribers : try(subscriber.protocol != "lambda" || strcontains(subscriber.endpoint, ":lambda:${local.arn_scope}:"), true)])
-    error_message = "offline_subscribers: a lambda function must be of this region and account, ${local.arn_scope}."
+    error_message = "offline_subscribers: a lambda function must be in this region and account, ${local.arn_scope}."
   }
 
   validation {
@@ -61,6 +62,6 @@ variable "offline_subscribers" {
       for subscriber in var.offline_subscribers :
       try(subscriber.protocol == "firehose" ? can(regex("^arn:[a-z-]+:iam::\\d{12}:role/\\S+$", subscriber.subscription_role_arn)) : subscriber.subscription_role_arn == null, true)
     ])
-    error_message = "offline_subscribers: firehose, and nothing else, needs subscription_role_arn, the whole ARN of the role by which SNS writes to the delivery stream."
+    error_message = "offline_subscribers: firehose requires subscription_role_arn, the whole ARN of the role with which SNS writes to the delivery stream. Other protocols do not allow it."
   }
 }

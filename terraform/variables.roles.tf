@@ -1,5 +1,5 @@
 variable "roles" {
-  description = "Each role's permitted client actions; own_shelter_only restricts shelter_update to the user's own shelter and its audience. It does not restrict alert and broadcast: leave them out of actions."
+  description = "The client actions that each role may send. own_shelter_only restricts shelter_update to the user's own shelter and its audience. It does not restrict alert and broadcast: leave them out of actions."
   type = map(object({
     actions          = set(string)
     own_shelter_only = optional(bool, false)
@@ -30,7 +30,7 @@ variable "roles" {
     error_message = "roles: actions must be among alert, broadcast and shelter_update."
   }
 
-  # Lambda takes 4 KB of environment, and measures it as JSON, within which this is quoted once more.
+  # Lambda allows 4 KB of environment, measured as JSON, in which this JSON is quoted again.
   validation {
     condition     = length(jsonencode(jsonencode(var.roles))) <= 2400
     error_message = "roles must take at most 2,400 characters of the functions' environment: some 25 of them, or more with short names and few actions."

@@ -60,7 +60,7 @@ variable "post_concurrency" {
 }
 
 variable "post_rate" {
-  description = "Posts per second of one broadcast. null: 95% of the region's default quota, which connects, client messages and other APIs share: 9,500, or 2,375 in the regions with a lower quota."
+  description = "Posts per second of one broadcast. null: 95% of the region's default quota, which is shared with connects, client messages and other APIs: 9,500, or 2,375 in the regions with a lower quota."
   type        = number
   default     = null
 

@@ -1,8 +1,8 @@
 variable "existing_tables" {
   description = <<-EOT
-    Tables that you have already, instead of those made here: users, whose only key is userId, and shelters, whose only
-    key is shelterId, both strings. They must be in the same account and region. kms_key_arn is the customer managed key
-    that encrypts the table, if one does. docs/data.md has the attributes that are read.
+    Existing tables to use instead of new ones: users, whose only key is userId, and shelters, whose only key is
+    shelterId, both strings. They must be in the same account and region. kms_key_arn is the customer managed key that
+    encrypts the table, if there is one. docs/data.md describes the attributes that Muster reads.
   EOT
   type = object({
     users    = optional(object({ arn = string, kms_key_arn = optional(string) }))
@@ -29,7 +29,7 @@ variable "existing_tables" {
 }
 
 variable "audience_shards" {
-  description = "Index partitions over which each role, and everybody, is spread: one DynamoDB partition takes 1,000 writes/s. Existing rows keep their shard, so lower it only while nobody is connected."
+  description = "Index partitions over which each role, and the audience of all, is spread: one DynamoDB partition takes 1,000 writes/s. Existing rows keep their shard, so lower it only while no client is connected."
   type        = number
   default     = 4
   nullable    = false
@@ -40,7 +40,7 @@ variable "audience_shards" {
   }
 
   # A target may name every role, and also 100 users and shelters. When all of their partitions stay unreached, the state
-  # machine carries some 170 bytes for each, and a state takes 256 KiB; its 25,000 events would hold some 2,000 partitions.
+  # machine carries some 170 bytes for each, and a state takes 256 KiB; its 25,000 events are enough for some 2,000.
   validation {
     condition     = var.audience_shards * length(var.roles) <= 1200
     error_message = "audience_shards times the number of roles must be at most 1,200: one broadcast may name every role."
@@ -48,7 +48,7 @@ variable "audience_shards" {
 }
 
 variable "connection_ttl_seconds" {
-  description = "Longest life of a connection's row, in seconds; a token that expires earlier ends it earlier."
+  description = "Longest life of a connection's row, in seconds. A token that expires earlier ends it earlier."
   type        = number
   default     = 86400
   nullable    = false
@@ -60,7 +60,7 @@ variable "connection_ttl_seconds" {
 }
 
 variable "message_retention_days" {
-  description = "Days for which a message can be resumed; the offline queue keeps it as long, up to the 14 days that SQS allows."
+  description = "Days for which a message can be resumed. The SQS queue for offline users keeps notifications as long, up to the 14 days that SQS allows."
   type        = number
   default     = 7
   nullable    = false

@@ -6,14 +6,14 @@ variable "name_prefix" {
 
   validation {
     # The longest role name prefix, "<name_prefix>-disconnect-", must stay within IAM's 38 characters.
-    # X-Ray keeps the group name "Default" to itself.
+    # X-Ray reserves the group name "Default".
     condition     = can(regex("^[a-z][a-z0-9-]{0,22}[a-z0-9]$", var.name_prefix)) && var.name_prefix != "default"
     error_message = "name_prefix must be 2 to 24 lower-case letters, digits and hyphens, start with a letter and not end with a hyphen, and not be default."
   }
 }
 
 variable "tags" {
-  description = "Tags of every resource that takes tags."
+  description = "Tags of every resource that supports tags."
   type        = map(string)
   default     = {}
   nullable    = false
@@ -25,7 +25,7 @@ variable "tags" {
       for key, value in merge(data.aws_default_tags.current.tags, var.tags) :
       can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{1,128}$", key)) && can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{0,256}$", value))
     ])
-    error_message = "tags, or the provider's default_tags: IAM refuses ${join(", ", [
+    error_message = "tags, or the provider's default_tags: IAM rejects ${join(", ", [
       for key, value in merge(data.aws_default_tags.current.tags, var.tags) : jsonencode(key)
       if !can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{1,128}$", key)) || !can(regex("^[\\p{L}\\p{Z}\\p{N}_.:/=+@-]{0,256}$", value))
     ])}. A key must be 1 to 128 and a value at most 256 letters, digits, spaces and _ . : / = + - @."
@@ -35,7 +35,7 @@ variable "tags" {
     condition = alltrue([
       for key, value in merge(data.aws_default_tags.current.tags, var.tags) : !can(regex("(?i)^aws:", key)) && !can(regex("(?i)^aws:", value))
     ])
-    error_message = "tags, or the provider's default_tags: neither a key nor a value may start with aws:, which AWS keeps to itself: ${join(", ", [
+    error_message = "tags, or the provider's default_tags: neither a key nor a value may start with aws:, which AWS reserves: ${join(", ", [
       for key, value in merge(data.aws_default_tags.current.tags, var.tags) : jsonencode(key)
       if can(regex("(?i)^aws:", key)) || can(regex("(?i)^aws:", value))
     ])}."
@@ -43,12 +43,12 @@ variable "tags" {
 
   validation {
     condition     = length(merge(data.aws_default_tags.current.tags, var.tags)) <= 50
-    error_message = "tags: AWS takes 50 for a resource, and with the provider's default_tags there are ${length(merge(data.aws_default_tags.current.tags, var.tags))}. Remove some."
+    error_message = "tags: AWS allows 50 for a resource. With the provider's default_tags there are ${length(merge(data.aws_default_tags.current.tags, var.tags))}. Remove some."
   }
 
   validation {
     condition = length(distinct([for key, value in merge(data.aws_default_tags.current.tags, var.tags) : lower(key)])) == length(merge(data.aws_default_tags.current.tags, var.tags))
-    error_message = "tags: IAM takes keys that differ only in case for the same key, and refuses both: ${join(", ", [
+    error_message = "tags: IAM treats keys that differ only in case as the same key, and rejects both: ${join(", ", [
       for key, value in merge(data.aws_default_tags.current.tags, var.tags) : key
       if length([for other, value in merge(data.aws_default_tags.current.tags, var.tags) : other if lower(other) == lower(key)]) > 1
     ])}. Use one spelling, here and in the provider's default_tags."
@@ -56,7 +56,7 @@ variable "tags" {
 }
 
 variable "kms_key_arn" {
-  description = "Customer managed key that encrypts tables, topic, queues, logs, the created secret, the functions' environment and the state machines' executions; its policy must hold what the output kms_key_policy_json says. Without it AWS manages the keys."
+  description = "Customer managed key that encrypts tables, topic, queues, logs, the created secret, the functions' environment and the state machines' executions; its policy must contain what the output kms_key_policy_json contains. Without it AWS manages the keys."
   type        = string
   default     = null
 
@@ -68,12 +68,12 @@ variable "kms_key_arn" {
 
   validation {
     condition     = var.kms_key_arn == null || try(split(":", var.kms_key_arn)[3] == local.region, true)
-    error_message = "kms_key_arn must be a key of the region that everything else is in, ${local.region}."
+    error_message = "kms_key_arn must be a key of the same region, ${local.region}."
   }
 }
 
 variable "permissions_boundary_arn" {
-  description = "IAM policy that bounds every role made here, where the account asks for one."
+  description = "Permissions boundary: the IAM policy that limits every role created here, if the account requires one."
   type        = string
   default     = null
 
