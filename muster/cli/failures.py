@@ -34,7 +34,7 @@ def exit_with(exit_code: int, problem: str, fix: str | None) -> NoReturn:
 
 def refuse_usage(error: Any) -> NoReturn:
     """Report Typer's error about the command line, and exit with 2."""
-    problem = error.format_message()
+    problem = error.format_message().replace("Value error, ", "")  # pydantic's words for a ValueError
     command = error.ctx.command_path if error.ctx else "muster"
     exit_with(error.exit_code, problem, f"See `{command} --help`.")
 

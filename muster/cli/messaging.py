@@ -59,9 +59,6 @@ def json_object(text: str) -> JsonObject:
         value = json.loads(document)
     except OSError as error:
         raise typer.BadParameter(f"{text[1:]} cannot be read: {error.strerror}.") from error
-    except json.JSONDecodeError as error:
-        near = error.doc[max(0, error.pos - 15) : error.pos + 15]
-        raise typer.BadParameter(f"this is not JSON: {error}, near {near!r}.") from error
     except ValueError as error:
         raise typer.BadParameter(f"this is not JSON: {error}.") from error
     except RecursionError as error:

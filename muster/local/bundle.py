@@ -150,9 +150,10 @@ def _release(executable: str) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    implementation, free_threaded, level, version = run.stdout.split()
-    released = (implementation, free_threaded, level) == ("CPython", "False", "final")
-    return version if released else None
+    match run.stdout.split():
+        case ["CPython", "False", "final", version]:
+            return version
+    return None
 
 
 def build_local(out: Path) -> Bundle:

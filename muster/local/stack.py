@@ -201,7 +201,7 @@ class Stack:
 
     def plan(self) -> list[PlannedChange]:
         """Return the changes that Terraform would make now. Right after `up` there are none."""
-        return self._terraform(self.status().require_endpoint(), _STALL_SECONDS).plan(self._var_file)
+        return self._terraform(self.status()).plan(self._var_file)
 
     def machines(self) -> dict[str, tuple[str, str]]:
         """Return the deployed template and definition of each state machine."""
@@ -288,8 +288,7 @@ class Stack:
         bundle.build_local(self.state_dir / "bundle")
         self._progress.step("Preparing Terraform")
         self._write_source(endpoint_url)
-        # An external emulator may be slow, and has no second attempt.
-        terraform = self._terraform(endpoint_url, _STALL_SECONDS if status.process else None)
+        terraform = self._terraform(status)
         terraform.find_provider(repository.cache_dir())
         terraform.init()
         if status.process:
@@ -309,23 +308,25 @@ class Stack:
         self._write(replace(status, phase="destroying"))
         self._progress.step("Destroying Terraform's resources")
         try:
-            limit = _STALL_SECONDS if status.process else None
-            self._terraform(status.require_endpoint(), limit).destroy("-refresh=false", self._var_file)
+            self._terraform(status).destroy("-refresh=false", self._var_file)
         except TerraformError as error:
             if status.process is None:
                 raise
             self._progress.step(f"Stopping the emulator without a complete destroy: {error.message}")
 
-    def _terraform(self, endpoint_url: str, stall_seconds: float | None = None) -> Terraform:
+    def _terraform(self, status: Status) -> Terraform:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
         environment = {
             **inherited,
-            **emulator.local_environment(endpoint_url),
+            **emulator.local_environment(status.require_endpoint()),
             "TF_DATA_DIR": str(self.state_dir / _TERRAFORM_DATA),
         }
-        module = self.state_dir / "source" / "terraform"
         return Terraform(
-            module, environment=environment, progress=self._progress, stall_seconds=stall_seconds
+            self.state_dir / "source" / "terraform",
+            environment=environment,
+            progress=self._progress,
+            # An external emulator may be slow, and has no second attempt.
+            stall_seconds=_STALL_SECONDS if status.process else None,
         )
 
     @property

@@ -205,7 +205,7 @@ class _View:
 
     @property
     def idle_seconds(self) -> float:
-        """Seconds that this resource has been in progress. Without one, seconds since the last message."""
+        """Seconds that this resource has been in progress. Without one, seconds without any other message."""
         return time.monotonic() - next(iter(self._begun.values()), self._moved)
 
     def read(self, line: str) -> Mapping[str, Any] | None:
@@ -214,7 +214,9 @@ class _View:
         except ValueError:
             self._text.append(line)
             return None
-        self._moved = time.monotonic()
+        # `apply_progress` only says that a resource, or a data source, is still in progress.
+        if not isinstance(message, dict) or message.get("type") != "apply_progress":
+            self._moved = time.monotonic()
         match message:
             case {"type": "change_summary", "changes": {"operation": "plan"} as planned}:
                 self._total = planned["add"] + planned["change"] + planned["remove"]

@@ -1,7 +1,8 @@
 """What a run of `muster verify` has made, and how it is removed.
 
 Before a run makes anything, it writes the name into its ledger: a row of the messages table whose audience is
-LEDGER and whose message id is the run's. When a run could not clean up, the next one finds its ledger.
+LEDGER and whose message id is the run's. (The id of a message is known only from its receipt, and is written
+then.) When a run could not clean up, the next one finds its ledger.
 """
 
 from __future__ import annotations

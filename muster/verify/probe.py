@@ -95,7 +95,7 @@ class Probe(Aws):
             await self.open.aclose()
         deadline = time.monotonic() + ENDING_SECONDS
         for execution, audiences in self._executions.items():
-            with contextlib.suppress(MusterError):
+            with contextlib.suppress(MusterError, BotoCoreError, ClientError):
                 receipt = await asyncio.to_thread(
                     self.broadcaster.wait, execution, timeout=max(0.1, deadline - time.monotonic())
                 )

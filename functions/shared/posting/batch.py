@@ -23,8 +23,8 @@ FIRST_BACKOFF_SECONDS = 0.2
 LONGEST_BACKOFF_SECONDS = 2.0
 
 WIDESPREAD = 4
-"""A fault that hits fewer recipients than this is theirs. One that hits more may be the endpoint's or the
-account's."""
+"""A fault that hits fewer recipients than this is theirs. One that hits at least this many may be the
+endpoint's or the account's."""
 
 THROTTLED_SECONDS = 10.0
 """A 429 means that one client's buffer is full, or that the account's quota is used up. It is the quota when

@@ -154,4 +154,4 @@ class Pool:
         for wire in list(self._watched):
             self.drop(wire)
         self._selector.close()
-        self._resolver.shutdown()
+        self._resolver.shutdown(wait=False, cancel_futures=True)

@@ -224,6 +224,15 @@ class TestStall:
         with pytest.raises(TerraformStalled, match=r"at aws_sqs_queue\.offline"):
             stalling.apply()
 
+    def test_a_data_source_that_is_read_for_too_long_is_a_stall(
+        self, fake: FakeTerraform, tmp_path: Path
+    ) -> None:
+        address = "data.aws_caller_identity.current"
+        still = [change("apply_progress", address, action="read", elapsed_seconds=n) for n in (10, 20)]
+        fake.says("apply", lines=[change("apply_start", address, action="read"), *still], seconds=60)
+        with pytest.raises(TerraformStalled, match="no progress for 1 s"):
+            Terraform(tmp_path, environment=os.environ, stall_seconds=1).apply()
+
     def test_a_download_has_no_limit(self, fake: FakeTerraform, tmp_path: Path) -> None:
         fake.says("init", seconds=0.5)
         Terraform(tmp_path, environment=os.environ, stall_seconds=0.1).init()
