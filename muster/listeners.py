@@ -102,6 +102,7 @@ class Listener:
     name: str
     user: User
     received: dict[str, float] = field(default_factory=dict)
+    senders: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     duplicates: int = 0
     handshake_seconds: float = 0.0
     position: str | None = None
@@ -133,6 +134,7 @@ class Listener:
     async def _collect(self, client: Client, arrival: asyncio.Event) -> None:
         async for message in client:
             self.received.setdefault(message["id"], time.perf_counter())
+            self.senders[message["id"]] = message.get("sender", {})
             arrival.set()
 
 
@@ -222,19 +224,19 @@ class Listeners:
 
         await asyncio.gather(*(ping(listener) for listener in self.all if listener.client))
 
-    def differences(self, *, others: bool = False) -> list[str]:
+    def differences(self, *, own: Callable[[Mapping[str, Any]], bool] | None = None) -> list[str]:
         """Return a sentence for each message that is missing, went to the wrong client, or came twice.
 
-        `others` says that other people use the deployment. Then messages that were not recorded do not count,
-        nor do messages that came twice, because delivery is at least once.
+        If other people use the deployment, `own` tells by a message's sender whether it counts. Then messages
+        that came twice do not count, because delivery is at least once.
         """
         received: dict[str, set[str]] = {}
         for listener in self.all:
             for identifier in listener.received:
-                if identifier in self._expected or not others:
+                if identifier in self._expected or own is None or own(listener.senders[identifier]):
                     received.setdefault(identifier, set()).add(listener.name)
         problems = compare(self._expected, received, self._names)
-        if others:
+        if own is not None:
             return problems
         twice = [
             f"{listener.name} got {listener.duplicates} messages twice"

@@ -1,7 +1,7 @@
 """`muster verify`: checks that a deployment keeps Muster's promises, without reaching anybody."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Annotated
 
@@ -15,7 +15,17 @@ from muster.cli.interrupts import Interrupts
 from muster.cli.options import Command, OutputsOption, StateDirOption, resolve_outputs
 from muster.errors import MusterError
 from muster.outputs import Outputs
-from muster.verify import FEWEST_CLIENTS, Consent, Report, Row, chosen, live_connections, tokens_for
+from muster.verify import (
+    FEWEST_CLIENTS,
+    Consent,
+    Report,
+    Row,
+    chosen,
+    limits,
+    live_connections,
+    shared_users_table,
+    tokens_for,
+)
 from muster.verify import verify as run_checks
 from muster.verify.account import role_to_test
 from muster.verify.plan import policy, steps
@@ -62,8 +72,16 @@ def verify(
         bool,
         typer.Option(
             "--notify-subscribers",
-            help="Run the check fallback although other subscriptions of the offline topic get its two "
-            "notifications about users of the run.",
+            help="Run the check fallback although other subscriptions of the offline topic get its 3 to "
+            f"{limits.WARM_UPS + 2} notifications about users of the run.",
+        ),
+    ] = False,
+    write_users: Annotated[
+        bool,
+        typer.Option(
+            "--write-users",
+            help="Write the run's users without asking into a users table that other systems may read: your "
+            "own, or one with a stream.",
         ),
     ] = False,
     slow: Annotated[
@@ -91,11 +109,12 @@ def verify(
     with 3 when none failed and one cannot tell, such as about quotas on the local stack.
     """
     found = resolve_outputs(outputs, state_dir)
-    consent = Consent(parse_scopes(scopes) if scopes else frozenset(), notify_subscribers, slow)
+    consent = Consent(parse_scopes(scopes) if scopes else frozenset(), notify_subscribers, slow, write_users)
     checks = chosen(only or (), consent)
     if dry_run:
         _print_plan(steps(found, clients, consent, checks), policy(found, consent), as_json)
         return
+    consent = _confirm_users(found, consent, as_json)
     if consent.scopes:
         _confirm(found, consent)
     tokens = tokens_for(found, token_command)
@@ -108,6 +127,24 @@ def verify(
     else:
         _print(report)
     raise typer.Exit(EXIT_CODES[report.result])
+
+
+def _confirm_users(outputs: Outputs, consent: Consent, as_json: bool) -> Consent:
+    """Before users are written where other systems may read them, ask for the name of the table."""
+    shared = None if consent.users else shared_users_table(outputs)
+    if shared is None:
+        return consent
+    problem = f"{shared}: other systems may read the users of the run and act on them."
+    fix = "Add --write-users if these systems may read test users with addresses in example.org."
+    if as_json:
+        raise MusterError(problem, fix=fix)
+    stderr.print(problem)
+    answer = typer.prompt(
+        f"Type {outputs.users_table} to write them", err=True, default="", show_default=False
+    )
+    if answer.strip() != outputs.users_table:
+        raise MusterError("Nothing was written, because the table was not confirmed.", fix=fix)
+    return replace(consent, users=True)
 
 
 def _confirm(outputs: Outputs, consent: Consent) -> None:

@@ -21,7 +21,7 @@ from muster.verify import account, broadcasts, closing, durations, handshakes, r
 from muster.verify.check import Check, carry_out
 from muster.verify.probe import Probe
 from muster.verify.rows import Broken, CannotTell, Report, Row
-from muster.verify.targets import Consent, UnsafeTarget
+from muster.verify.targets import Consent, UnsafeTarget, choose_users, shared_users_table
 from muster.verify.tokens import CommandTokens, SecretTokens, Tokens
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "Tokens",
     "UnsafeTarget",
     "live_connections",
+    "shared_users_table",
     "tokens_for",
     "verify",
 ]
@@ -80,10 +81,12 @@ async def verify(
 ) -> Report:
     """Carry out all checks, or `only` those named and the ones that they need; return a row for each.
 
-    A failed check is a row, not an error. Raises MusterError when the run cannot make its users.
+    A failed check is a row, not an error. Raises MusterError when the run cannot make its users, or may not
+    without consent.
     """
     shown = progress or Silent()
-    probe = await asyncio.to_thread(Probe, outputs, tokens, clients, shown, consent or Consent())
+    users = await choose_users(tokens, clients, shown)
+    probe = await asyncio.to_thread(Probe, outputs, tokens, users, shown, consent or Consent())
     report = Report(probe.run)
     try:
         async with probe:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -13,7 +14,7 @@ from botocore.exceptions import ClientError
 from muster.aws import error_code
 from muster.errors import MusterError
 from muster.outputs import Outputs
-from muster.verify.aws import finished
+from muster.verify.aws import name_prefix
 from muster.verify.check import DENIED, Check
 from muster.verify.probe import Probe, roles_of
 from muster.verify.rows import Broken, CannotTell
@@ -55,11 +56,6 @@ async def definition(probe: Probe, arn: str) -> dict[str, Any]:
     described = await probe.call("stepfunctions", "describe_state_machine", stateMachineArn=arn)
     parsed: dict[str, Any] = json.loads(described["definition"])
     return parsed
-
-
-def prefix(probe: Probe) -> str:
-    """Return the deployment's name_prefix."""
-    return probe.outputs.broadcast_state_machine_arn.rpartition(":")[2].removesuffix("-broadcast")
 
 
 def _aws_only(probe: Probe, what: str) -> None:
@@ -191,7 +187,7 @@ async def recovery(probe: Probe) -> str:
     """Read the point-in-time recovery of the tables that the module created."""
     off, others = [], []
     for name, table in _tables(probe).items():
-        if table != f"{prefix(probe)}-{name}":
+        if table != f"{name_prefix(probe.outputs)}-{name}":
             others.append(table)  # named in existing_tables: its owner decides
             continue
         answer = await probe.call("dynamodb", "describe_continuous_backups", TableName=table)
@@ -219,25 +215,34 @@ async def encryption(probe: Probe) -> str:
 
 
 async def plain_http(probe: Probe) -> str:
-    """Read the attributes of the offline SQS queue over TLS, then over plain HTTP."""
+    """Look for the statement in the policy of the offline SQS queue that denies plain HTTP.
+
+    A request over plain HTTP would prove no more: SQS also refuses an unsigned one for its missing signature,
+    and a signed one would send the credentials' session token over the network unencrypted.
+    """
     _aws_only(probe, "TLS")
-    url = probe.outputs.offline_queue_url
-    await probe.call("sqs", "get_queue_attributes", QueueUrl=url, AttributeNames=["QueueArn"])
-    endpoint = probe.aws("sqs").meta.endpoint_url.replace("https://", "http://")
-    insecure = probe.outputs.session().client("sqs", endpoint_url=endpoint)
-    try:
-        await finished(
-            asyncio.to_thread(
-                insecure.get_queue_attributes,
-                QueueUrl=url.replace("https://", "http://"),
-                AttributeNames=["QueueArn"],
-            )
+    answer = await probe.call(
+        "sqs", "get_queue_attributes", QueueUrl=probe.outputs.offline_queue_url, AttributeNames=["Policy"]
+    )
+    policy = json.loads(answer.get("Attributes", {}).get("Policy") or "{}")
+    statements = policy.get("Statement", [])
+    statements = statements if isinstance(statements, list) else [statements]
+    if not any(_denies_plain_http(each, probe.outputs.offline_queue_arn) for each in statements):
+        raise Broken(
+            "The policy of the offline SQS queue does not deny plain HTTP.", "Apply terraform/ again."
         )
-    except ClientError as error:
-        if error_code(error) in DENIED:
-            return "The SQS queue answered over TLS, and refused the same call over plain HTTP."
-        raise
-    raise Broken("The SQS queue answered over plain HTTP.", "Apply terraform/ again.")
+    return "The policy of the offline SQS queue denies every call over plain HTTP."
+
+
+def _denies_plain_http(statement: Mapping[str, Any], queue_arn: str) -> bool:
+    """Return whether a statement denies everybody every call over plain HTTP, under no other condition."""
+    return (
+        statement.get("Effect") == "Deny"
+        and statement.get("Principal") in ("*", {"AWS": "*"})
+        and str(statement.get("Action")).lower() in ("sqs:*", "*")
+        and statement.get("Resource") in (queue_arn, "*")
+        and statement.get("Condition") == {"Bool": {"aws:SecureTransport": "false"}}
+    )
 
 
 async def log_groups(probe: Probe) -> str:
@@ -262,9 +267,9 @@ async def alarms(probe: Probe) -> str:
     """Read the alarms that report people who were not reached, and their actions."""
     _aws_only(probe, "alarms of Muster")
     found = {
-        alarm["AlarmName"].removeprefix(f"{prefix(probe)}-"): alarm
+        alarm["AlarmName"].removeprefix(f"{name_prefix(probe.outputs)}-"): alarm
         for alarm in await probe.pages(
-            "cloudwatch", "describe_alarms", "MetricAlarms", AlarmNamePrefix=f"{prefix(probe)}-"
+            "cloudwatch", "describe_alarms", "MetricAlarms", AlarmNamePrefix=f"{name_prefix(probe.outputs)}-"
         )
     }
     if missing := [name for name in PAGING_ALARMS if name not in found]:
@@ -286,7 +291,7 @@ async def traces(probe: Probe) -> str:
         raise CannotTell("The execution has no trace header: it was not sampled.", "Run it again.")
     deadline = time.monotonic() + TRACE_SECONDS
     names: set[str] = set()
-    fanout = f"{prefix(probe)}-fanout"
+    fanout = f"{name_prefix(probe.outputs)}-fanout"
     while True:
         answer = await probe.call("xray", "batch_get_traces", TraceIds=[root[1]])
         names |= {

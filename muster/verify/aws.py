@@ -53,6 +53,11 @@ async def finished(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
+def name_prefix(outputs: Outputs) -> str:
+    """Return the deployment's name_prefix."""
+    return outputs.broadcast_state_machine_arn.rpartition(":")[2].removesuffix("-broadcast")
+
+
 def reason(error: BotoCoreError | ClientError) -> str:
     """Return what AWS refused, without its message, which may name resources."""
     if isinstance(error, ClientError):

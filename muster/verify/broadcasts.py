@@ -49,13 +49,14 @@ async def index(probe: Probe) -> str:
     return f"A new connection was in the index within {1000 * slowest:.0f} ms."
 
 
-async def wait_until_indexed(probe: Probe, user: User, seconds: float) -> None:
-    """Return once a user's connection is in the index that broadcasts read; raise Broken after `seconds`."""
-    if not await probe.indexed(user.user_id, 1, seconds):
+async def wait_until_indexed(probe: Probe, user: User, seconds: float) -> list[dict[str, Any]]:
+    """Return a user's rows once the index that broadcasts read has one; raise Broken after `seconds`."""
+    if not (rows := await probe.indexed(user.user_id, 1, seconds)):
         raise Broken(
             f"A connection was not in the index after {seconds:g} s.",
             "Look for throttles of the table. Clients resume after that time, and would miss a broadcast.",
         )
+    return rows
 
 
 async def connection_ids(probe: Probe) -> str:
@@ -87,7 +88,7 @@ async def to_users(probe: Probe) -> str:
 async def to_shelter(probe: Probe) -> str:
     """Broadcast to the run's shelter."""
     chosen = [listener for listener in probe.listeners.all if listener.user.shelter_id]
-    await broadcast(probe, "message to the shelter", {"shelters": [probe.shelter]}, chosen)
+    await broadcast(probe, "message to the shelter", {"shelters": [probe.users.shelter]}, chosen)
     return f"The receipt counts {len(chosen)} delivered, and it arrived at those {len(chosen)}."
 
 

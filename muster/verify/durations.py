@@ -15,7 +15,7 @@ from muster.verify.check import Check
 from muster.verify.probe import Probe
 from muster.verify.rows import Broken, CannotTell
 from muster.verify.sources import DELIVER_LOG
-from muster.verify.targets import MOST_NAMED, SENDER
+from muster.verify.targets import MOST_NAMED
 
 LONG_CONNECTIONS = 6
 SECONDS_PER_POST = 7.5
@@ -39,7 +39,13 @@ async def long_run(probe: Probe) -> str:
     probe.check_target({"users": [user.user_id]})
     identifier = str(uuid4())
     envelope = json.dumps(
-        {"type": "broadcast", "id": identifier, "sentAt": _now(), "sender": SENDER, "payload": {"text": TEXT}}
+        {
+            "type": "broadcast",
+            "id": identifier,
+            "sentAt": _now(),
+            "sender": probe.sender,
+            "payload": {"text": TEXT},
+        }
     )
     async with contextlib.AsyncExitStack() as sockets:
         opened = [

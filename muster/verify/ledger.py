@@ -1,8 +1,7 @@
 """What a run of `muster verify` has made, and how it is removed.
 
 Before a run makes anything, it writes the name into its ledger: a row of the messages table whose audience is
-LEDGER and whose message id is the run's. (The id of a message is known only from its receipt, and is written
-then.) When a run could not clean up, the next one finds its ledger.
+LEDGER and whose message id is the run's. When a run could not clean up, the next one finds its ledger.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ class Ledger:
         removers = {
             "queue": self._remove_queue,
             "machine": self._remove_machine,
-            "message": self._remove_message,
+            "recorded": self._remove_recorded,
             "shelter": self._remove_shelter,
             "user": self._remove_user,
         }
@@ -123,9 +122,24 @@ class Ledger:
         # Step Functions answers success for a machine that does not exist [DeleteStateMachine].
         await self._aws.call("stepfunctions", "delete_state_machine", stateMachineArn=arn)
 
-    async def _remove_message(self, name: str, _run: str) -> None:
-        audience, _, identifier = name.rpartition(":")
-        await self._forget(audience, identifier)
+    async def _remove_recorded(self, audience: str, run: str) -> None:
+        """Delete the messages of a run from the queue of an audience that contains real people.
+
+        The run is the sender of its messages.
+        """
+        rows = await self._aws.pages(
+            "dynamodb",
+            "query",
+            "Items",
+            TableName=self._messages,
+            KeyConditionExpression="audience = :audience",
+            ProjectionExpression="messageId, envelope",
+            ExpressionAttributeValues={":audience": {"S": audience}},
+            ConsistentRead=True,
+        )
+        for row in rows:
+            if f'"{run}"' in row.get("envelope", {}).get("S", ""):
+                await self._forget(audience, row["messageId"]["S"])
 
     async def _remove_shelter(self, shelter_id: str, _run: str) -> None:
         # A run's shelter is only an id: a row in the shelters table would reach the readers of its stream.

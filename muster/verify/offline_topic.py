@@ -5,29 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from muster.local.seed import User
 from muster.verify.aws import Aws
 from muster.verify.filters import may_match
 from muster.verify.ledger import Ledger, queue_arn
-from muster.verify.targets import SENDER
 
-NOTIFICATION_SECONDS = 60.0
-"""How long a notification may take to the run's SQS queue: SNS applies a new subscription a moment later."""
-
-ReadReasons: TypeAlias = Callable[[str, int], Awaitable[dict[str, str]]]
-"""Takes a message id and a number of users. Returns the reason of the notification about each user, once that
-many have arrived or NOTIFICATION_SECONDS have passed."""
+ReadReasons: TypeAlias = Callable[[str, int, float], Awaitable[dict[str, str]]]
+"""Takes a message id, a number of users and seconds. Returns the reason of the notification about each user,
+once that many have arrived or the time has passed."""
 
 
-async def others_who_match(aws: Aws, users: Sequence[User], role: str) -> list[str]:
+async def others_who_match(
+    aws: Aws, users: Sequence[User], role: str, sender: Mapping[str, str]
+) -> list[str]:
     """Return every subscription that would get a notification about these users.
 
     Each is named by its protocol and endpoint, or by its id where the endpoint is a person's address.
     """
-    notes = [note for user in users for note in notifications(user, role)]
+    notes = [note for user in users for note in notifications(user, role, sender)]
     matching = []
     subscriptions = await aws.pages(
         "sns", "list_subscriptions_by_topic", "Subscriptions", TopicArn=aws.outputs.offline_topic_arn
@@ -75,9 +73,9 @@ async def subscribed_queue(
         ReturnSubscriptionArn=True,
     )
 
-    async def read(message_id: str, count: int) -> dict[str, str]:
+    async def read(message_id: str, count: int, seconds: float) -> dict[str, str]:
         reasons: dict[str, str] = {}
-        deadline = time.monotonic() + NOTIFICATION_SECONDS
+        deadline = time.monotonic() + seconds
         while len(reasons) < count and time.monotonic() < deadline:
             answer = await aws.call(
                 "sqs", "receive_message", QueueUrl=url, MaxNumberOfMessages=10, WaitTimeSeconds=1
@@ -92,9 +90,9 @@ async def subscribed_queue(
     yield read
 
 
-def notifications(user: User, role: str) -> list[dict[str, Any]]:
+def notifications(user: User, role: str, sender: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the attributes and bodies of every notification that a fallback about a user may publish."""
-    message = {"type": "broadcast", "sender": SENDER}
+    message = {"type": "broadcast", "sender": sender}
     found = []
     for reason in ("gone", "failed", "absent"):
         attributes = {"type": "broadcast", "reason": reason, "role": role, "userId": user.user_id}

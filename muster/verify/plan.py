@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from muster.outputs import Outputs
+from muster.verify import limits
+from muster.verify.aws import name_prefix
 from muster.verify.check import Check
 from muster.verify.durations import LONG_CONNECTIONS
 from muster.verify.ledger import LEDGER
@@ -21,18 +23,27 @@ def steps(outputs: Outputs, clients: int, consent: Consent, checks: Iterable[Che
             f"; and, after a confirmation that shows their number, {' and '.join(sorted(consent.scopes))}"
         )
     subscribers = (
-        "every subscription of the offline topic whose filter matches users of the run, twice"
+        "every subscription of the offline topic whose filter matches users of the run, "
+        f"3 to {limits.WARM_UPS + 2} times"
         if consent.subscribers
         else "only an SQS queue of the run; the check fallback is left out when another filter matches"
+    )
+    own = outputs.users_table != f"{name_prefix(outputs)}-users"
+    consented = (
+        "as --write-users allows"
+        if consent.users
+        else "after a confirmation, because the table is your own"
+        if own
+        else "after a confirmation if the table has a stream"
     )
     return [
         f"Write a row ({LEDGER}, the run's id) with the names of everything that is made to "
         f"{outputs.messages_table}.",
-        f"Make {clients + 6} users called {PREFIX}-... in {outputs.users_table}. "
-        "Their role is the one with the fewest permissions. "
-        "A system that reads the stream of this table sees them.",
+        f"Make {clients + 6} users called {PREFIX}-... in {outputs.users_table}, "
+        f"each with an address in example.org, {consented}: a system that reads this table or its stream "
+        "sees them. Their role is the one with the fewest permissions.",
         f"Open {clients} clients and up to {LONG_CONNECTIONS} more connections at a time.",
-        f"Broadcast a test to {reach}. All broadcasts except one have offline: never.",
+        f"Broadcast a test to {reach}. All broadcasts except those of fallback have offline: never.",
         f"Notify {subscribers}.",
         f"Make an SQS queue, its subscription and a state machine, each called {PREFIX}-....",
         f"Run the checks {named}.",
@@ -45,7 +56,7 @@ def policy(outputs: Outputs, consent: Consent) -> dict[str, Any]:
     broadcast = outputs.broadcast_state_machine_arn
     partition, _, region, account = broadcast.split(":")[1:5]
     scope = f"{region}:{account}"
-    prefix = broadcast.rpartition(":")[2].removesuffix("-broadcast")
+    prefix = name_prefix(outputs)
 
     def arn(service: str, resource: str) -> str:
         return f"arn:{partition}:{service}:{scope}:{resource}"
@@ -65,7 +76,7 @@ def policy(outputs: Outputs, consent: Consent) -> dict[str, Any]:
             ["dynamodb:DeleteItem", "dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem"],
             [messages],
         ),
-        (["dynamodb:GetItem"], [users]),
+        (["dynamodb:DescribeTable", "dynamodb:GetItem"], [users]),
         (["dynamodb:Query"], [f"{connections}/index/UserIndex"]),
         (["dynamodb:DescribeTimeToLive"], [connections, messages]),
         (
@@ -125,4 +136,33 @@ def policy(outputs: Outputs, consent: Consent) -> dict[str, Any]:
             "Condition": {"StringEquals": {"iam:PassedToService": "states.amazonaws.com"}},
         }
     )
-    return {"Version": "2012-10-17", "Statement": statements}
+    return {"Version": "2012-10-17", "Statement": statements + _key_statements(outputs)}
+
+
+def _key_statements(outputs: Outputs) -> list[dict[str, Any]]:
+    """Return what a customer managed key needs. The outputs do not name the key, so each key is allowed.
+
+    Its encryption context limits each use to the deployment, except for Lambda, as in terraform/kms.tf.
+    """
+    broadcast, fanout = outputs.broadcast_state_machine_arn, outputs.fanout_state_machine_arn
+    partition, _, region, account = broadcast.split(":")[1:5]
+    suffix = "amazonaws.com.cn" if partition == "aws-cn" else "amazonaws.com"
+    context = "kms:EncryptionContext:"
+    tables = [outputs.connections_table, outputs.users_table, outputs.messages_table]
+    uses: list[dict[str, list[str]]] = [
+        {f"{context}aws:dynamodb:tableName": tables, "kms:ViaService": [f"dynamodb.{region}.{suffix}"]},
+        {f"{context}aws:states:stateMachineArn": [broadcast, fanout]},
+        {"kms:ViaService": [f"lambda.{region}.{suffix}"]},  # the environment of the functions
+    ]
+    if outputs.jwt_secret_arn:
+        secret = {f"{context}SecretARN": [outputs.jwt_secret_arn]}
+        uses.append(secret | {"kms:ViaService": [f"secretsmanager.{region}.{suffix}"]})
+    return [
+        {
+            "Effect": "Allow",
+            "Action": ["kms:Decrypt"],
+            "Resource": [f"arn:{partition}:kms:{region}:{account}:key/*"],
+            "Condition": {"StringEquals": use},
+        }
+        for use in uses
+    ]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import secrets
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -25,8 +24,14 @@ from muster.verify.ledger import Ledger
 from muster.verify.nested import run_nested
 from muster.verify.offline_topic import ReadReasons, others_who_match, subscribed_queue
 from muster.verify.sockets import Socket, open_socket
-from muster.verify.targets import PREFIX, SENDER, Consent, RunUsers, check_target
+from muster.verify.targets import PREFIX, Consent, RunUsers, check_target, shared_users_table
 from muster.verify.tokens import Tokens
+
+RUN_SECONDS = 15 * 60
+"""How long a run may take, and so how long tokens must be valid. `fallback` may wait for five minutes."""
+
+SLOW_SECONDS = 15 * 60
+"""How much longer a run with slow checks may take."""
 
 ENDING_SECONDS = 60.0
 """How long cleaning up waits for running broadcasts, so that they record nothing afterwards."""
@@ -36,15 +41,16 @@ class Probe(Aws):
     """A run. Entering it makes its users; leaving it removes everything that it made."""
 
     def __init__(
-        self, outputs: Outputs, tokens: Tokens, clients: int, progress: Progress, consent: Consent
+        self, outputs: Outputs, tokens: Tokens, users: RunUsers, progress: Progress, consent: Consent
     ) -> None:
         super().__init__(outputs)
         self.tokens = tokens
         self.progress = progress
         self.consent = consent
-        self.run = f"{PREFIX}-{datetime.now(UTC):%Y%m%d%H%M%S}-{secrets.token_hex(4)}"
-        self.shelter = f"{self.run}-shelter"
-        self.users = self._choose_users(clients)
+        self.users = users
+        self.run = users.run
+        self.sender = {"service": users.run}
+        """The sender of the run's broadcasts. It tells its messages from those of others."""
         self.listeners = Listeners(outputs.websocket_url, tokens.issue, self.users.listeners, progress)
         self.broadcaster = Broadcaster.from_outputs(outputs)
         self.left: list[str] = []
@@ -56,7 +62,8 @@ class Probe(Aws):
         self.role = PREFIX
         """The role of the run's users: `$connect` refuses a role that the deployment does not have."""
         self._ledger = Ledger(self, self.run)
-        self._executions: dict[Execution, list[str]] = {}
+        self._executions: set[Execution] = set()
+        """Broadcasts that may still be running."""
 
     @property
     def local(self) -> bool:
@@ -66,14 +73,17 @@ class Probe(Aws):
     # ---- begin and end
 
     async def __aenter__(self) -> Probe:
+        self._check_tokens()
         try:
+            await self._check_users_table()
             await self._choose_role()
             self.left += await self._ledger.remove_stale(self.progress)
             self.progress.step("Making users")
             names = [f"user:{user.user_id}" for user in self.users.stored]
-            await self.note(f"shelter:{self.shelter}", *names)
+            await self.note(f"shelter:{self.users.shelter}", *names)
             for user in self.users.stored:
                 await self._store(user)
+            await self._check_unknown()
         except (BotoCoreError, ClientError) as error:
             await self.clean_up()
             raise MusterError(
@@ -94,12 +104,11 @@ class Probe(Aws):
         with contextlib.suppress(Exception):  # a client that ended with an error is closed anyway
             await self.open.aclose()
         deadline = time.monotonic() + ENDING_SECONDS
-        for execution, audiences in self._executions.items():
-            with contextlib.suppress(MusterError, BotoCoreError, ClientError):
-                receipt = await asyncio.to_thread(
+        for execution in self._executions:
+            with contextlib.suppress(MusterError):
+                await asyncio.to_thread(
                     self.broadcaster.wait, execution, timeout=max(0.1, deadline - time.monotonic())
                 )
-                await self._note_messages(receipt, audiences)
         self._executions.clear()
         if self._ledger.used:
             self.left += await self._ledger.remove()
@@ -110,21 +119,38 @@ class Probe(Aws):
 
     # ---- users
 
-    def _choose_users(self, clients: int) -> RunUsers:
-        def user(name: str, *, shelter: bool = False, active: bool = True) -> User:
-            user_id = self.tokens.user(f"{self.run}-{name}")
-            return User(user_id, PREFIX, self.shelter if shelter else None, active)
+    def sent(self, sender: Mapping[str, Any]) -> bool:
+        """Return whether a message with this sender is of this run."""
+        own = {user.user_id for user in self.users.stored}
+        return sender == self.sender or sender.get("userId") in own
 
-        return RunUsers(
-            listeners=[user(f"{number:03}", shelter=number % 2 == 0) for number in range(clients)],
-            sender=user("sender"),
-            away=user("away"),
-            hard=user("hard"),
-            absent=user("absent"),
-            nested=user("nested"),
-            inactive=user("inactive", active=False),
-            unknown=user("unknown"),
+    def _check_tokens(self) -> None:
+        needed = RUN_SECONDS + (SLOW_SECONDS if self.consent.slow else 0)
+        valid = self.tokens.first_expiry() - time.time()
+        if valid < needed:
+            raise MusterError(
+                f"A token expires in {max(0.0, valid) / 60:.0f} minutes, and a run may take {needed // 60}.",
+                fix="Have the token command print tokens that are valid for longer, or use fewer --clients: "
+                "the command runs once for each.",
+            )
+
+    async def _check_users_table(self) -> None:
+        if self.consent.users:
+            return
+        if shared := await finished(asyncio.to_thread(shared_users_table, self.outputs)):
+            raise MusterError(
+                f"{shared}: other systems may read the users of the run and act on them.",
+                fix="Add --write-users (Consent(users=True)) if these systems may read test users.",
+            )
+
+    async def _check_unknown(self) -> None:
+        """Raise MusterError if the user who must not exist does."""
+        user_id = self.users.unknown.user_id
+        answer = await self.call(
+            "dynamodb", "get_item", TableName=self.outputs.users_table, Key={"userId": {"S": user_id}}
         )
+        if "Item" in answer:
+            raise _exists(user_id)
 
     async def _choose_role(self) -> None:
         """Choose the role with the fewest permissions for the run's users."""
@@ -151,10 +177,7 @@ class Probe(Aws):
         except ClientError as error:
             if error_code(error) != "ConditionalCheckFailedException":
                 raise
-            raise MusterError(
-                f"The users table already has a user {user.user_id}, which a run must not change.",
-                fix="Have the token command make tokens for users who are not in the table.",
-            ) from None
+            raise _exists(user.user_id) from None
 
     async def set_role(self, user: User, role: str) -> None:
         """Give a user of this run another role, which its next connection has."""
@@ -244,7 +267,7 @@ class Probe(Aws):
 
     def check_target(self, target: Mapping[str, Any]) -> None:
         """Raise `UnsafeTarget` unless the target names only users and the shelter of this run."""
-        check_target(target, self.users, self.shelter, self.consent)
+        check_target(target, self.users, self.consent)
 
     async def start(
         self,
@@ -255,32 +278,31 @@ class Probe(Aws):
         offline: Offline = "never",
         name: str | None = None,
     ) -> Execution:
-        """Start a broadcast to this run's own users. By default it publishes nothing to SNS."""
+        """Start a broadcast to this run's own users. By default it publishes nothing to SNS.
+
+        What it records, and where, is noted before it starts: cleaning up then finds it whatever happens.
+        """
         self.check_target(target)
-        execution = await finished(
+        name = name or uuid4().hex
+        audiences = ["all"] if "all" in target else [f"role#{role}" for role in target.get("roles", ())]
+        if audiences:
+            await self.note(*(f"recorded:{audience}" for audience in audiences))
+        self.follow(self.broadcaster.execution(name))
+        return await finished(
             asyncio.to_thread(
-                self.broadcaster.start, type, target, payload, offline=offline, sender=SENDER, name=name
+                self.broadcaster.start, type, target, payload, offline=offline, sender=self.sender, name=name
             )
         )
-        audiences = ["all"] if "all" in target else [f"role#{role}" for role in target.get("roles", ())]
-        self._executions[execution] = audiences
-        return execution
 
     def follow(self, execution: Execution) -> None:
         """Let cleaning up wait for an execution that records messages."""
-        self._executions[execution] = []
+        self._executions.add(execution)
 
     async def receipt(self, execution: Execution) -> Receipt:
         """Wait for a broadcast that was started or followed, and return its receipt."""
         receipt = await wait_for_receipt(self.broadcaster, execution)
-        await self._note_messages(receipt, self._executions[execution])
-        del self._executions[execution]
+        self._executions.discard(execution)
         return receipt
-
-    async def _note_messages(self, receipt: Receipt, audiences: Sequence[str]) -> None:
-        """Have cleaning up delete a message from the queue of audiences that contain real people."""
-        if audiences:
-            await self.note(*(f"message:{audience}:{receipt.id}" for audience in audiences))
 
     async def run_nested(self, fanout_input: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
         """Run fanout from a STANDARD machine; return the seconds it took, and its output."""
@@ -290,7 +312,7 @@ class Probe(Aws):
 
     async def others_who_match(self, users: Sequence[User]) -> list[str]:
         """Return every subscription that would get a notification about these users."""
-        return await others_who_match(self, users, self.role)
+        return await others_who_match(self, users, self.role, self.sender)
 
     def subscribed_queue(self, users: Sequence[User]) -> contextlib.AbstractAsyncContextManager[ReadReasons]:
         """Subscribe a new SQS queue to notifications about these users; yield the function that reads it."""
@@ -310,6 +332,13 @@ def roles_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
         )
     roles: dict[str, Any] = json.loads(text)
     return roles
+
+
+def _exists(user_id: str) -> MusterError:
+    return MusterError(
+        f"The users table already has a user {user_id}, which a run must not change.",
+        fix="Have the token command make tokens for users who are not in the table.",
+    )
 
 
 def _attribute(value: str | bool) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import time
 from dataclasses import replace
 from datetime import timedelta
 from typing import Protocol
@@ -12,7 +13,7 @@ from typing import Protocol
 import jwt
 
 from muster.errors import MusterError
-from muster.tokens import TokenIssuer
+from muster.tokens import DEFAULT_LIFETIME, TokenIssuer
 
 COMMAND_SECONDS = 60.0
 
@@ -25,6 +26,9 @@ class Tokens(Protocol):
 
     def issue(self, user_id: str) -> str:
         """Return a valid token of the user."""
+
+    def first_expiry(self) -> float:
+        """Return the Unix time at which the first token that `issue` returns now expires."""
 
     def refused(self, user_id: str) -> dict[str, str]:
         """Return tokens that must be refused, by their fault."""
@@ -50,6 +54,10 @@ class SecretTokens:
         """Sign a token that is valid for an hour."""
         return self._issuer.issue(user_id)
 
+    def first_expiry(self) -> float:
+        """Return the expiry of a token that is signed now."""
+        return time.time() + DEFAULT_LIFETIME.total_seconds()
+
     def refused(self, user_id: str) -> dict[str, str]:
         """Return a token for each fault."""
         good = self._issuer.issue(user_id)
@@ -68,7 +76,8 @@ class CommandTokens:
     """Tokens that a command prints. It gets the suggested user id as MUSTER_USER_ID.
 
     An identity provider that chooses ids itself may ignore the suggestion: the token's `sub` becomes the
-    user's id. Each call must print a token with another `sub`.
+    user's id. Each call must print a token with another `sub`. The command runs once for each user, so the
+    tokens must be valid for the whole run.
     """
 
     def __init__(self, command: str) -> None:
@@ -80,22 +89,29 @@ class CommandTokens:
                 fix="Quote the command as for a shell.",
             ) from None
         self._tokens: dict[str, str] = {}
+        self._expiries: list[float] = []
 
     def user(self, suggested: str) -> str:
         """Run the command and return the `sub` of the token that it prints."""
         token = self._print(suggested)
         try:
-            user_id = jwt.decode(token, options={"verify_signature": False})["sub"]
-        except (jwt.InvalidTokenError, KeyError):
-            raise _failed("did not print a JWT with a `sub`") from None
+            claims = jwt.decode(token, options={"verify_signature": False})
+            user_id, expiry = claims["sub"], float(claims["exp"])
+        except (jwt.InvalidTokenError, KeyError, TypeError, ValueError):
+            raise _failed("did not print a JWT with a `sub` and an `exp`") from None
         if not isinstance(user_id, str) or user_id in self._tokens:
             raise _failed("printed a second token of the same user")
         self._tokens[user_id] = token
+        self._expiries.append(expiry)
         return user_id
 
     def issue(self, user_id: str) -> str:
         """Return the user's token."""
         return self._tokens[user_id]
+
+    def first_expiry(self) -> float:
+        """Return the earliest expiry of the printed tokens."""
+        return min(self._expiries)
 
     def refused(self, user_id: str) -> dict[str, str]:
         """Return the faulty tokens that can be made without the key."""

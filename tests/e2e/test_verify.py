@@ -35,7 +35,7 @@ from muster.verify import (
 from muster.verify.ledger import LEDGER
 from muster.verify.plan import policy
 from muster.verify.probe import Probe
-from muster.verify.targets import PREFIX
+from muster.verify.targets import PREFIX, choose_users
 from tests.support.deployment import Deployment, unique
 from tests.support.fixtures import Open
 from tests.support.waiting import until
@@ -44,6 +44,7 @@ NOT_CALLED_HERE = {
     "apigateway:GET",
     "cloudwatch:DescribeAlarms",
     "iam:PassRole",
+    "kms:Decrypt",
     "lambda:GetAccountSettings",
     "servicequotas:ListServiceQuotas",
     "xray:BatchGetTraces",
@@ -233,7 +234,9 @@ def test_a_scope_reaches_real_people_once_it_is_consented_to(
 
 def test_no_target_beyond_the_run_is_accepted(deployment: Deployment) -> None:
     person = deployment.user("resident", unique("shelter"))
-    probe = Probe(deployment.outputs, tokens_for(deployment.outputs), 3, Silent(), Consent())
+    tokens = tokens_for(deployment.outputs)
+    users = asyncio.run(choose_users(tokens, 3, Silent()))
+    probe = Probe(deployment.outputs, tokens, users, Silent(), Consent())
     own = probe.users.listeners[0].user_id
     for target in (
         {},
@@ -252,7 +255,9 @@ def test_no_target_beyond_the_run_is_accepted(deployment: Deployment) -> None:
 def test_an_interrupted_run_leaves_nothing(deployment: Deployment, moment: str) -> None:
     async def interrupted() -> None:
         reached = asyncio.Event()
-        probe = InterruptedProbe(deployment.outputs, tokens_for(deployment.outputs), 3, Silent(), Consent())
+        tokens = tokens_for(deployment.outputs)
+        users = await choose_users(tokens, 3, Silent())
+        probe = InterruptedProbe(deployment.outputs, tokens, users, Silent(), Consent())
         probe.moment, probe.reached = moment, reached
 
         async def work() -> None:

@@ -51,15 +51,20 @@ class Expressions:
         return {name: item[name] for name in names if name in item}
 
     def updated(self, text: str, item: Item) -> Item:
-        """An item after `SET a = :v, ...`, `REMOVE a, ...` and `ADD set :v` clauses."""
+        """An item after `SET a = :v, b = if_not_exists(b, :v)`, `REMOVE a, ...` and `ADD set :v` clauses."""
         item = dict(item)
         for clause, body in re.findall(r"(SET|ADD|REMOVE) (.+?)(?= SET | ADD | REMOVE |$)", text):
-            for assignment in body.split(","):
+            for assignment in re.split(r",(?![^(]*\))", body):
                 if clause == "REMOVE":
                     item.pop(self._name(assignment.strip()), None)
                     continue
                 place, value = re.split(r" = | ", assignment.strip(), maxsplit=1)
-                name, given = self._name(place), self._value(value)
+                name = self._name(place)
+                if default := re.fullmatch(r"if_not_exists\((\S+), (\S+)\)", value):
+                    value = default[2]
+                given = (
+                    item.get(self._name(default[1]), self._value(value)) if default else self._value(value)
+                )
                 if clause == "ADD":
                     if not given["SS"] or len(set(given["SS"])) < len(given["SS"]):
                         raise self._invalid("a set is empty or contains duplicates")
@@ -97,11 +102,11 @@ class Expressions:
 
     def _comparison(self) -> Condition:
         first = self._tokens.pop(0)
-        if first == "attribute_not_exists":
+        if first in ("attribute_exists", "attribute_not_exists"):
             self._expect("(")
             name = self._name(self._tokens.pop(0))
             self._expect(")")
-            return Condition(lambda item: name not in item)
+            return Condition(lambda item: (name in item) == (first == "attribute_exists"))
         name = self._name(first)
         operator = self._tokens.pop(0)
         if operator == "IN":

@@ -116,7 +116,11 @@ class DynamoDB(Service):
         item = self.tables[TableName].get(self._key(TableName, Key))
         return {"Item": copy.deepcopy(item)} if item else {}
 
-    def PutItem(self, TableName: str, Item: Item) -> None:
+    def PutItem(self, TableName: str, Item: Item, **given: Any) -> None:
+        expressions = Expressions(given, Refusal)
+        item = self.tables[TableName].get(self._key(TableName, Item), {})
+        if "ConditionExpression" in given and not expressions.matches(given["ConditionExpression"], item):
+            raise Refusal("ConditionalCheckFailedException")
         self.tables[TableName][self._key(TableName, Item)] = Item
 
     def DeleteItem(self, TableName: str, Key: Item, **given: Any) -> None:

@@ -1,5 +1,6 @@
 """A deployment in memory for the checks of `muster verify`, which may be broken in one way."""
 
+import asyncio
 import contextlib
 import json
 import time
@@ -21,6 +22,7 @@ from muster.progress import Silent
 from muster.tokens import TokenIssuer
 from muster.verify import Consent, Probe, SecretTokens
 from muster.verify.offline_topic import ReadReasons
+from muster.verify.targets import choose_users
 
 SECRET = "s" * 64
 ISSUER = TokenIssuer(SECRET, "muster", "muster-clients")
@@ -51,7 +53,9 @@ class World(Probe):
     """A probe that answers checks without a network. `faults` names what is broken."""
 
     def __init__(self, *faults: str, consent: Consent | None = None) -> None:
-        super().__init__(OUTPUTS, SecretTokens(ISSUER), 4, Silent(), consent or Consent())
+        tokens = SecretTokens(ISSUER)
+        users = asyncio.run(choose_users(tokens, 4, Silent()))
+        super().__init__(OUTPUTS, tokens, users, Silent(), consent or Consent())
         self.faults = set(faults)
         self.listeners: FakeListeners = FakeListeners(self)
         self.sockets: list[FakeSocket] = []
@@ -62,6 +66,8 @@ class World(Probe):
         self.receipts: dict[str, Receipt] = {}
         self.answers: dict[str, Any] = {}
         self.stale: dict[str, list[dict[str, Any]]] = {}
+        self.unread = 0
+        """The first notifications that do not reach the run's SQS queue."""
 
     def broken(self, fault: str) -> bool:
         return fault in self.faults
@@ -194,7 +200,10 @@ class World(Probe):
             self.recorded.setdefault(user_id, []).append(message)
         sockets = [s for s in self.sockets if s.user_id in users or self.roles.get(s.user_id) in roles]
         listeners = [
-            s for s in self.listeners.all if self.listeners.opened and (everybody or s.user.user_id in users)
+            s
+            for s in self.listeners.all
+            if self.listeners.opened
+            and (everybody or s.user.user_id in users or self.roles[s.user.user_id] in roles)
         ]
         if self.broken("shelters are empty") and "shelters" in target:
             listeners = []
@@ -205,6 +214,7 @@ class World(Probe):
         )
         for listener in listeners[1:] if lost else listeners:
             listener.received[identifier] = time.perf_counter() + (9 if self.broken("slow broadcasts") else 0)
+            listener.senders[identifier] = self.sender
         for socket in sockets:
             socket.early.append(json.dumps(message))
         gone = sum(len(self.stale.pop(user_id, ())) for user_id in users)
@@ -254,9 +264,14 @@ class World(Probe):
 
     @contextlib.asynccontextmanager
     async def subscribed_queue(self, users: Sequence[User]) -> AsyncIterator[ReadReasons]:
-        async def read(message_id: str, count: int) -> dict[str, str]:
+        async def read(message_id: str, count: int, seconds: float) -> dict[str, str]:
             if self.broken("SNS is silent"):
                 return {}
+            if self.unread:
+                self.unread -= 1
+                return {}
+            if count == 1:
+                return {self.users.absent.user_id: "absent"}
             reasons = ("absent", "gone") if self.broken("wrong reasons") else ("gone", "absent")
             return dict(zip([user.user_id for user in users], reasons, strict=True))
 

@@ -172,6 +172,50 @@ def test_notifications_that_do_not_arrive_in_time(
     assert "0 " in rows[-1].detail
 
 
+def test_the_fallback_is_measured_once_the_filter_policy_is_applied() -> None:
+    world = World()
+    world.unread = limits.WARM_UPS - 1
+    assert try_out(world, "header", "fallback")[-1].result == "held"
+    assert len(world.receipts) == limits.WARM_UPS + 1
+    assert f"3 to {limits.WARM_UPS + 2} notifications" in (_fallback_fix() or "")
+
+
+def _fallback_fix() -> str | None:
+    return try_out(World("somebody listens"), "header", "fallback")[-1].fix
+
+
+def test_a_connection_that_is_not_in_the_index_fails_the_fallback() -> None:
+    row = try_out(World("slow index"), "header", "fallback")[-1]
+    assert row.result == "failed"
+    assert "not in the index" in row.detail
+
+
+@pytest.mark.parametrize(
+    ("sender", "result"),
+    [
+        ({"service": "the city"}, "held"),
+        ({"service": "muster-verify-another-run"}, "held"),
+        (None, "failed"),
+    ],
+)
+def test_an_unexpected_message_counts_if_the_run_sent_it(sender: dict[str, str] | None, result: str) -> None:
+    world = World()
+    rows = try_out(world, "clients")
+    listener = world.listeners.all[0]
+    for own in (world.sender, {"userId": world.users.sender.user_id, "role": "admin"}):
+        listener.received["stray"], listener.senders["stray"] = 1.0, sender or own
+        row = asyncio.run(carry_out(next(c for c in CHECKS if c.name == "nobody-else"), world, rows))
+        assert row.result == result
+
+
+def test_a_broadcast_to_the_role_of_the_run_reaches_its_clients_too() -> None:
+    world = World(consent=EVERYTHING)
+    world.role = "admin"
+    world.roles = dict.fromkeys(world.roles, "admin")
+    rows = try_out(world, "header", "clients", "scopes", "nobody-else")
+    assert [row.result for row in rows] == ["held"] * 4, rows
+
+
 def test_a_check_is_skipped_when_one_that_it_needs_fails() -> None:
     rows = try_out(World("no header"), "header", "resume")
     assert [row.result for row in rows] == ["failed", "unknown"]

@@ -38,6 +38,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(command, "tokens_for", lambda outputs, text: text or "secret")
     monkeypatch.setattr(command, "live_connections", lambda outputs: noted["counts"])
     monkeypatch.setattr(command, "role_to_test", lambda outputs: "admin")
+    monkeypatch.setattr(command, "shared_users_table", lambda outputs: noted.get("shared"))
     return noted
 
 
@@ -136,7 +137,8 @@ def test_the_dry_run_calls_nothing_and_prints_steps_and_permissions(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("The dry run called AWS.")
 
-    for name in ("live_connections", "role_to_test", "tokens_for", "run_checks"):
+    names = ("live_connections", "role_to_test", "shared_users_table", "tokens_for", "run_checks")
+    for name in names:
         monkeypatch.setattr(command, name, refuse)
     monkeypatch.setattr(Outputs, "session", refuse)
     ended = call(outputs_file, "--dry-run", "--scopes", "all", "--json")
@@ -145,6 +147,64 @@ def test_the_dry_run_calls_nothing_and_prints_steps_and_permissions(
     actions = {action for each in printed["policy"]["Statement"] for action in each["Action"]}
     assert {"dynamodb:Scan", "states:StartExecution", "iam:PassRole"} <= actions
     assert any("all" in step for step in printed["steps"])
+
+
+def test_users_are_written_into_a_shared_table_once_its_name_is_typed(
+    given: dict[str, Any], outputs_file: str
+) -> None:
+    given["shared"] = "The users table town-users has a stream"
+    for typed in ("", "yes\n", "town-user\n"):
+        ended = call(outputs_file, typed=typed)
+        assert ended.exit_code != 0
+        assert "has a stream" in ended.output.replace("\n", " ")
+        assert "consent" not in given
+    assert call(outputs_file, typed="town-users\n").exit_code == 0
+    assert given["consent"] == Consent(users=True)
+
+
+def test_json_does_not_ask_and_needs_the_option(given: dict[str, Any], outputs_file: str) -> None:
+    given["shared"] = "The users table town-users has a stream"
+    ended = call(outputs_file, "--json", typed="town-users\n")
+    assert isinstance(ended.exception, MusterError)
+    assert "--write-users" in (ended.exception.fix or "")
+    assert "consent" not in given
+    assert call(outputs_file, "--json", "--write-users").exit_code == 0
+    assert given["consent"] == Consent(users=True)
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "said"),
+    [
+        ("town-users", [], "after a confirmation if the table has a stream"),
+        ("people", [], "after a confirmation, because the table is your own"),
+        ("people", ["--write-users"], "as --write-users allows"),
+    ],
+)
+def test_the_dry_run_says_where_users_are_written(
+    tmp_path: Path, table: str, options: list[str], said: str
+) -> None:
+    path = tmp_path / "outputs.json"
+    path.write_text(json.dumps(OUTPUTS.to_dict() | {"users_table": table}))
+    steps = json.loads(call(str(path), "--dry-run", "--json", *options).stdout)["steps"]
+    assert any(said in step and table in step for step in steps)
+
+
+def test_the_policy_allows_the_keys_of_the_deployment_only_for_it(outputs_file: str) -> None:
+    printed = json.loads(call(outputs_file, "--dry-run", "--json").stdout)
+    statements = [each for each in printed["policy"]["Statement"] if each["Action"] == ["kms:Decrypt"]]
+    conditions = [each["Condition"]["StringEquals"] for each in statements]
+    assert {resource for each in statements for resource in each["Resource"]} == {
+        "arn:aws:kms:eu-west-1:123456789012:key/*"
+    }
+    assert {
+        "kms:EncryptionContext:aws:dynamodb:tableName": ["town-connections", "town-users", "town-messages"],
+        "kms:ViaService": ["dynamodb.eu-west-1.amazonaws.com"],
+    } in conditions
+    assert {
+        "kms:EncryptionContext:SecretARN": [OUTPUTS.jwt_secret_arn],
+        "kms:ViaService": ["secretsmanager.eu-west-1.amazonaws.com"],
+    } in conditions
+    assert len(conditions) == 4
 
 
 def test_the_policy_allows_only_these_actions_on_every_resource(outputs_file: str) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,13 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from muster.errors import MusterError
+from muster.progress import Silent
 from muster.verify import CHECKS, Broken, CannotTell, Check, Consent, Probe, Report, Row, UnsafeTarget, chosen
 from muster.verify.check import carry_out
 from muster.verify.filters import may_match
 from muster.verify.offline_topic import notifications
 from muster.verify.probe import roles_of
+from muster.verify.targets import choose_users
 from muster.verify.tokens import CommandTokens, SecretTokens
 from tests.support.fake_world import ISSUER, SECRET, World
 
@@ -146,7 +150,7 @@ def test_more_users_than_a_target_may_name_are_refused_before_an_execution_fails
 
 def test_a_target_of_the_run_is_accepted_unless_it_also_names_others() -> None:
     world = World()
-    own = {"users": [user.user_id for user in world.users.listeners], "shelters": [world.shelter]}
+    own = {"users": [user.user_id for user in world.users.listeners], "shelters": [world.users.shelter]}
     world.check_target(own)
     with pytest.raises(UnsafeTarget):
         world.check_target(own | {"roles": ["resident"]})
@@ -213,10 +217,10 @@ def test_a_filter_on_an_unknown_property_of_the_body_matches(policy: str, matche
 
 def test_filters_are_also_matched_with_the_notification_that_names_no_user() -> None:
     user = World().users.hard
-    reasons = [note["attributes"]["reason"] for note in notifications(user, "resident")]
+    reasons = [note["attributes"]["reason"] for note in notifications(user, "resident", {})]
     assert reasons == ["gone", "failed", "absent", "unreached"]
     unreached = {"FilterPolicy": '{"reason": ["unreached"]}'}
-    assert any(may_match(unreached, note) for note in notifications(user, "resident"))
+    assert any(may_match(unreached, note) for note in notifications(user, "resident", {}))
 
 
 def test_faulty_tokens_are_refused_and_the_valid_one_is_accepted() -> None:
@@ -231,12 +235,16 @@ def test_faulty_tokens_are_refused_and_the_valid_one_is_accepted() -> None:
 
 def command(folder: Path, source: str) -> str:
     script = folder / "print_token.py"
-    script.write_text(f"import os, jwt\nuser = os.environ['MUSTER_USER_ID']\n{source}")
+    script.write_text(
+        f"import os, time, jwt\nexp = int(time.time()) + 1000\nuser = os.environ['MUSTER_USER_ID']\n{source}"
+    )
     return f"'{sys.executable}' '{script}'"
 
 
 def test_a_command_prints_the_tokens_and_may_choose_the_ids(tmp_path: Path) -> None:
-    tokens = CommandTokens(command(tmp_path, f"print(jwt.encode({{'sub': 'x-' + user}}, '{SECRET}'))"))
+    tokens = CommandTokens(
+        command(tmp_path, f"print(jwt.encode({{'sub': 'x-' + user, 'exp': exp}}, '{SECRET}'))")
+    )
     assert tokens.user("ann") == "x-ann"
     assert jwt.decode(tokens.issue("x-ann"), SECRET, algorithms=["HS256"])["sub"] == "x-ann"
     _malformed, changed = tokens.refused("x-ann").values()
@@ -248,7 +256,8 @@ def test_a_command_prints_the_tokens_and_may_choose_the_ids(tmp_path: Path) -> N
     ("source", "problem"),
     [
         ("print('hello')", "JWT"),
-        (f"print(jwt.encode({{'iss': 'me'}}, '{SECRET}'))", "sub"),
+        (f"print(jwt.encode({{'exp': exp}}, '{SECRET}'))", "sub"),
+        (f"print(jwt.encode({{'sub': user}}, '{SECRET}'))", "exp"),
         ("exit(7)", "status 7"),
     ],
 )
@@ -261,10 +270,42 @@ def test_a_command_that_prints_no_token_is_an_error_with_a_fix(
 
 
 def test_a_command_that_prints_one_token_for_everybody_is_refused(tmp_path: Path) -> None:
-    tokens = CommandTokens(command(tmp_path, f"print(jwt.encode({{'sub': 'ann'}}, '{SECRET}'))"))
+    tokens = CommandTokens(command(tmp_path, f"print(jwt.encode({{'sub': 'ann', 'exp': exp}}, '{SECRET}'))"))
     tokens.user("ann")
     with pytest.raises(MusterError, match="second token"):
         tokens.user("bob")
+
+
+def test_the_first_expiry_is_that_of_the_first_token_to_expire(tmp_path: Path) -> None:
+    claims = "{'sub': user, 'exp': exp - 600 * (user == 'bob')}"
+    tokens = CommandTokens(command(tmp_path, f"print(jwt.encode({claims}, '{SECRET}'))"))
+    for user in ("ann", "bob", "cleo"):
+        tokens.user(user)
+    assert 300 < tokens.first_expiry() - time.time() < 400
+    assert SecretTokens(ISSUER).first_expiry() - time.time() > 3000
+
+
+def test_an_interrupt_waits_for_one_token_command_at_most() -> None:
+    asked: list[str] = []
+    first, go_on = threading.Event(), threading.Event()
+
+    class Slow(SecretTokens):
+        def user(self, suggested: str) -> str:
+            asked.append(suggested)
+            first.set()
+            go_on.wait(10)
+            return suggested
+
+    async def interrupted() -> None:
+        task = asyncio.create_task(choose_users(Slow(ISSUER), 20, Silent()))
+        await asyncio.to_thread(first.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 5)
+        go_on.set()
+
+    asyncio.run(interrupted())
+    assert len(asked) == 1
 
 
 def test_a_command_with_an_unclosed_quotation_mark_is_an_error() -> None:
